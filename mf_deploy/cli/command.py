@@ -1,0 +1,83 @@
+"""What every command shares: how errors end it, how it draws, and the values it accepts."""
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mf_deploy.errors import MfDeployError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+
+
+def run_command(command: click.Command) -> None:
+    """Run a click command; our errors become one line on stderr and an exit code, never a traceback."""
+    try:
+        result = command.main(standalone_mode=False)
+    except MfDeployError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        _fail(f"{' '.join(error.format_message().split())} See {command.name} --help.", 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("Interrupted: nothing half-written was kept. Run the same command again.", INTERRUPTED)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(line: str, exit_code: int) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+class Name(click.ParamType):
+    """One of a list of words; a wrong one is answered with the nearest right one."""
+
+    name = "name"
+
+    def __init__(self, kind: str, choices: Iterable[str]) -> None:
+        self.kind, self.choices = kind, list(choices)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            raise MfDeployError(f"Unknown {self.kind} {value!r}", "it is not supported", nearest(value, self.choices))
+        return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "[" + "|".join(self.choices) + "]"
+
+
+class Triple(click.ParamType):
+    """Three comma-separated numbers, e.g. a mean: ``0.485,0.456,0.406``."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3:
+            raise MfDeployError(f"Bad {param.name if param else 'value'} {value!r}", "not three numbers", "Write R,G,B.")
+        return numbers
+
+
+def console() -> "Console":
+    """Where tables and progress bars go: standard error is for people, standard output for results."""
+    from rich.console import Console
+
+    return Console()
+
+
+def progress_bar(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
+    """Iterate with a progress bar on standard error, drawn only on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, label, total=total, console=Console(stderr=True), transient=True)
