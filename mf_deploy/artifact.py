@@ -183,10 +183,11 @@ def find_artifacts(run: Path) -> list[Artifact]:
     """
     if (run / MANIFEST_NAME).is_file():
         return [Artifact.open(run)]
-    folders = sorted(path.parent for path in run.glob(f"*/{MANIFEST_NAME}") if not path.parent.name.startswith("."))
+    folders = sorted(path.parent for path in run.glob(f"[!.]*/{MANIFEST_NAME}"))
     if not folders:
         why = "no such folder" if not run.exists() else f"no {MANIFEST_NAME} in it or one level below"
-        raise MfDeployError(f"No artifact at {run}", why, "Make one with: mf-export MODEL --target all --checkpoint F")
+        fix = "Make one with: mf-export MODEL --target all --checkpoint F"
+        raise MfDeployError(f"No artifact at {run}", why, fix)
     return [Artifact.open(folder) for folder in folders]
 
 
@@ -258,7 +259,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> MfDeployError:
-    return MfDeployError(f"Cannot write {path}", error.strerror or str(error), "Choose another --out or free some space.")
+    why = error.strerror or str(error)
+    return MfDeployError(f"Cannot write {path}", why, "Choose another --out or free some space.")
 
 
 def _sweep_stale(final: Path) -> None:

@@ -44,7 +44,8 @@ class Name(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
-            raise MfDeployError(f"Unknown {self.kind} {value!r}", "it is not supported", nearest(value, self.choices))
+            what = f"Unknown {self.kind} {value!r}"
+            raise MfDeployError(what, "it is not supported", nearest(value, self.choices))
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -56,7 +57,9 @@ class Triple(click.ParamType):
 
     name = "R,G,B"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -64,7 +67,8 @@ class Triple(click.ParamType):
         except ValueError:
             numbers = ()
         if len(numbers) != 3:
-            raise MfDeployError(f"Bad {param.name if param else 'value'} {value!r}", "not three numbers", "Write R,G,B.")
+            what = f"Bad {param.name if param else 'value'} {value!r}"
+            raise MfDeployError(what, "not three numbers", "Write R,G,B.")
         return numbers
 
 
