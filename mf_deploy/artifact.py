@@ -153,6 +153,14 @@ class Artifact:
         """Size of the model file or package."""
         return sum(file.bytes for file in self.manifest.files)
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the model: of its one file, or of the names and digests of a package's files."""
+        files = sorted((file.name, file.sha256) for file in self.manifest.files)
+        if len(files) == 1:
+            return files[0][1]
+        return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files).encode()).hexdigest()
+
     @classmethod
     def open(cls, folder: Path) -> "Artifact":
         """Read the manifest and check that every file is there, whole and inside the folder.
