@@ -1,0 +1,220 @@
+"""Accuracy of artifacts against their PyTorch reference, on the same images, in one pass over them."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Literal
+
+from pydantic import Field
+
+from mf_deploy.artifact import Artifact, Record, Scheme, Target
+from mf_deploy.data.images import LabelledImages
+from mf_deploy.errors import MfDeployError
+from mf_deploy.evaluation.comparison import TOP_K, Comparison, PairedTally, Subject
+from mf_deploy.evaluation.gates import GateResult, Gates, judge
+from mf_deploy.evaluation.labels import refuse_permuted_labels
+from mf_deploy.evaluation.overlap import OverlapGuard
+from mf_deploy.evaluation.statistics import PairedDrop, Proportion, paired_drop, proportion
+from mf_deploy.runtimes.session import Session
+
+BATCH_SIZE = 32
+
+
+class AccuracyReport(Record):
+    """What ``check`` found for one artifact. Intervals are 95 %; percent and points are out of 100.
+
+    ``reference_*`` is the PyTorch model on the same images. Without labels there is no accuracy, only
+    the agreement and the difference of the logits.
+    """
+
+    schema_version: Literal[1] = 1
+    artifact: str = Field(description="name of the artifact folder")
+    path: str
+    model: str
+    target: Target
+    scheme: Scheme
+    kind: Literal["host"] = "host"
+    runtime: str = Field(description="what ran the artifact")
+    data: str
+    images: int
+    skipped: int = Field(description="unreadable images that were left out")
+    top1: Proportion | None
+    top5: Proportion | None = Field(description="None also for five classes or fewer")
+    reference_top1: Proportion | None
+    reference_top5: Proportion | None
+    drop: PairedDrop | None = Field(description="of top-1 against the reference")
+    agreement: Proportion = Field(description="images with the same top-1 as the reference")
+    sqnr_db: float
+    max_abs_error: float = Field(description="largest |difference| of any logit")
+    mean_abs_error: float
+    logits_range: float = Field(description="max - min of the reference logits")
+    non_finite: int = Field(description="images with a NaN or infinite logit; they count as wrong")
+    images_per_s: float = Field(description="of the inference, beside the other sessions of the pass")
+    reference_images_per_s: float
+    gates: list[GateResult]
+    created: str = Field(description="UTC, ISO 8601")
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed; an undecided gate has not."""
+        return all(gate.verdict == "pass" for gate in self.gates)
+
+
+class AccuracyReports(Record):
+    """The file that ``mf-check --json`` writes."""
+
+    schema_version: Literal[1] = 1
+    reports: list[AccuracyReport]
+
+
+def check(
+    artifact: Artifact, images: LabelledImages, against: Session, gates: Gates | None = None
+) -> AccuracyReport:
+    """Judge one artifact on all of ``images`` against the reference session.
+
+    Raises:
+        MfDeployError: as ``check_all``.
+    """
+    from mf_deploy.runtimes import open_session
+
+    refuse_random_weights([artifact])
+    return check_all([Subject(artifact, open_session(artifact), against)], images, gates)[0]
+
+
+def check_all(
+    subjects: Sequence[Subject],
+    images: LabelledImages,
+    gates: Gates | None = None,
+    on_images: Callable[[int], None] | None = None,
+) -> list[AccuracyReport]:
+    """Judge several artifacts, also of several models, reading the images once per preprocessing.
+
+    A reference session that several subjects share runs once. Memory does not grow with the number
+    of images, except for a few bytes an image.
+
+    Args:
+        on_images: called after each batch with its number of images.
+
+    Raises:
+        MfDeployError: random weights, calibration images among the images, labels that do not fit the
+            model or look permuted, a gate on accuracy without labels, no readable image.
+    """
+    refuse_random_weights(subject.artifact for subject in subjects)
+    groups = [(group, bind_images(group[0].artifact, images)) for group in group_by_input(subjects)]
+    reports: dict[int, AccuracyReport] = {}
+    for group, bound in groups:
+        comparison = _compare(group, bound, gates or Gates(), on_images)
+        for subject, tally in comparison.tallies:
+            reports[id(subject)] = _report(subject, tally, comparison, bound, gates or Gates())
+    return [reports[id(subject)] for subject in subjects]
+
+
+def refuse_random_weights(artifacts: Iterable[Artifact]) -> None:
+    """Raise an error when an artifact's weights are not trained: its accuracy would mean nothing."""
+    for artifact in artifacts:
+        if artifact.manifest.model.random_weights:
+            raise MfDeployError(
+                f"No accuracy for {artifact.folder}",
+                f"{artifact.manifest.model.name} was exported with random weights",
+                "Export it from a checkpoint: mf-export MODEL --target all --checkpoint F --force",
+            )
+
+
+def group_by_input(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """Subjects that take the same pictures and labels, in the order of their first members."""
+    groups: dict[tuple[str, int, tuple[str, ...]], list[Subject]] = {}
+    for subject in subjects:
+        manifest = subject.artifact.manifest
+        key = (
+            manifest.preprocessing.model_dump_json(),
+            manifest.model.num_classes,
+            tuple(manifest.labels or ()),
+        )
+        groups.setdefault(key, []).append(subject)
+    return list(groups.values())
+
+
+def bind_images(artifact: Artifact, images: LabelledImages) -> LabelledImages:
+    """The images with their labels as the artifact's class indices."""
+    return images.bind(artifact.manifest.labels, artifact.manifest.model.num_classes)
+
+
+def runtime_name(target: Target) -> str:
+    """What runs a target on this machine; off macOS a Core ML program runs in our interpreter."""
+    if target == "coreml":
+        return "Core ML" if sys.platform == "darwin" else "MIL interpreter"
+    name, package = {"onnx": ("ONNX Runtime", "onnxruntime"), "tflite": ("LiteRT", "ai-edge-litert")}[target]
+    return f"{name} {metadata.version(package)}"
+
+
+def _compare(
+    group: Sequence[Subject], images: LabelledImages, gates: Gates, on_images: Callable[[int], None] | None
+) -> Comparison:
+    """One pass over the images with all sessions of a group."""
+    manifest = group[0].artifact.manifest
+    data = str(images.path)
+    guard = OverlapGuard([subject.artifact for subject in group])
+    comparison = Comparison(group)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for batch in images.batches(manifest.preprocessing, BATCH_SIZE):
+            guard.add(batch.digests)
+            if not guard.overlapping:
+                comparison.add(batch, pool)
+                _require_labels(comparison, gates, data)
+            if on_images is not None:
+                on_images(len(batch.labels))
+    guard.refuse(data)
+    if not comparison.images:
+        raise MfDeployError(f"Nothing to check in {data}", "no image could be read", "Give other --data.")
+    for labels, predictions in comparison.labels_and_predictions():
+        refuse_permuted_labels(data, labels, predictions, manifest.model.num_classes)
+    return comparison
+
+
+def _require_labels(comparison: Comparison, gates: Gates, data: str) -> None:
+    if gates.max_drop_points is not None and not comparison.labelled:
+        raise MfDeployError(
+            f"Cannot judge an accuracy drop on {data}",
+            "the images have no labels",
+            "Give labelled --data, or --min-agreement in place of --max-drop.",
+        )
+
+
+def _report(
+    subject: Subject, tally: PairedTally, comparison: Comparison, images: LabelledImages, gates: Gates
+) -> AccuracyReport:
+    manifest = subject.artifact.manifest
+    reference = comparison.references[id(subject.against)]
+    n = comparison.labelled
+    has_top5 = n > 0 and manifest.model.num_classes > TOP_K
+    drop = paired_drop(tally.lost, tally.gained, n) if n else None
+    agreement = proportion(tally.agreed, comparison.images)
+    return AccuracyReport(
+        artifact=subject.artifact.name,
+        path=str(subject.artifact.folder),
+        model=manifest.model.name,
+        target=manifest.target,
+        scheme=manifest.scheme,
+        runtime=runtime_name(manifest.target),
+        data=str(images.path),
+        images=comparison.images,
+        skipped=len(images.skipped),
+        top1=proportion(tally.top1, n) if n else None,
+        top5=proportion(tally.top5, n) if has_top5 else None,
+        reference_top1=proportion(reference.top1, n) if n else None,
+        reference_top5=proportion(reference.top5, n) if has_top5 else None,
+        drop=drop,
+        agreement=agreement,
+        sqnr_db=tally.error.sqnr_db,
+        max_abs_error=tally.error.max_abs,
+        mean_abs_error=tally.error.mean_abs,
+        logits_range=tally.error.reference_range,
+        non_finite=tally.non_finite,
+        images_per_s=comparison.images / max(tally.seconds, 1e-9),
+        reference_images_per_s=comparison.images / max(reference.seconds, 1e-9),
+        gates=judge(gates, drop, agreement, tally.non_finite),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
