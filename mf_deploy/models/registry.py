@@ -1,9 +1,9 @@
 """The models by name: what they take, what the papers say of them, and how to build them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from mf_deploy.errors import MfDeployError, nearest
 from mf_deploy.preprocessing import Preprocessing
@@ -14,18 +14,20 @@ class ModelSpec:
     """One buildable classifier.
 
     ``build(num_classes)`` returns the reference model with untrained weights. ``published_top1`` is
-    in percent on ImageNet, ``published_params_m`` and ``published_macs_m`` in millions.
+    in percent on ImageNet, ``published_params_m`` and ``published_macs_m`` in millions. ``translate``
+    renames the keys of other libraries' state dicts of the same model to ours.
     """
 
     name: str
     build: Callable[[int], nn.Module]
     source: str
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     num_classes: int = 1000
     published_top1: float | None = None
     published_params_m: float | None = None
     published_macs_m: float | None = None
     factory: str | None = None
+    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 _REGISTRY: dict[str, ModelSpec] = {}

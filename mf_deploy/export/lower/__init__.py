@@ -1,0 +1,66 @@
+"""From the reference model to the graph that phones run: a visible list of exact rewrites."""
+
+import copy
+
+import torch
+from torch import nn
+
+from mf_deploy.errors import GATE_FAILED, MfDeployError
+from mf_deploy.export.lower.constant_tokens import ConstantTokens
+from mf_deploy.export.lower.flatten_tokens import FlattenTokens
+from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
+from mf_deploy.export.lower.graph import DeployGraph, Rewrite
+from mf_deploy.models.stored import ModelRecord
+
+__all__ = ["REWRITES", "DeployGraph", "Rewrite", "lower", "reference_graph"]
+
+REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), FlattenTokens(), ConstantTokens())
+
+TOLERANCE = 1e-9
+
+
+def reference_graph(model: nn.Module, record: ModelRecord, batch: int = 1) -> DeployGraph:
+    """The model as its authors wrote it, as a graph that the exporters take."""
+    return DeployGraph(_private_copy(model), record, batch, "reference")
+
+
+def lower(
+    model: nn.Module, record: ModelRecord, batch: int = 1, rewrites: tuple[Rewrite, ...] = REWRITES
+) -> DeployGraph:
+    """Rewrite ``model`` for phones, and prove on seeded inputs that the function is the same.
+
+    Rewriting and proof run in float64, where two formulas for one function agree to about 1e-14: a
+    wrong rewrite cannot hide behind rounding. The weights are rounded to float32 once, at the end.
+
+    Raises:
+        MfDeployError: the rewritten graph differs by more than 1e-9 of the range of the logits.
+    """
+    exact = _private_copy(model).double()
+    graph = DeployGraph(_private_copy(exact), record, batch)
+    for rewrite in rewrites:
+        graph = rewrite.apply(graph)
+    prove_equal(exact, graph)
+    graph.module.float()
+    return graph
+
+
+def prove_equal(exact: nn.Module, graph: DeployGraph) -> None:
+    """Compare a float64 ``graph`` with the float64 model ``exact`` on normal, flat and smooth inputs."""
+    normal = graph.example().double()
+    smooth = nn.functional.interpolate(normal[..., ::16, ::16], normal.shape[2:], mode="bilinear") * 2
+    for images in (normal, torch.zeros_like(normal), smooth):
+        with torch.no_grad():
+            expected, actual = exact(images), graph.module(images)
+        error = (expected - actual).abs().max().item()
+        spread = (expected.max() - expected.min()).item()
+        if not error <= TOLERANCE * max(spread, 1e-6):
+            raise MfDeployError(
+                f"Lowering {graph.record.source.name} changed its function",
+                f"the logits differ by {error:.2e} at a range of {spread:.2e} after {', '.join(graph.rewrites)}",
+                "Export with --graph reference and report this model.",
+                GATE_FAILED,
+            )
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
