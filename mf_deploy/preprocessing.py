@@ -21,8 +21,8 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_size: int = Field(224, ge=8, le=4096, description="side of the square input, pixels")
-    crop_fraction: float = Field(0.875, gt=0, le=1)
+    input_size: int = Field(default=224, ge=8, le=4096, description="side of the square input, pixels")
+    crop_fraction: float = Field(default=0.875, gt=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
