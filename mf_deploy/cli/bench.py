@@ -1,0 +1,265 @@
+"""mf-bench: how long artifacts take on this machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from mf_deploy.cli.command import console, run_command
+from mf_deploy.errors import MfDeployError
+
+if TYPE_CHECKING:
+    from mf_deploy.artifact import Artifact
+    from mf_deploy.benchmarks import Device, LatencyReport, Protocol
+    from mf_deploy.benchmarks.latency import LatencyRatio, Measurement
+    from mf_deploy.benchmarks.measure import Progress
+
+Result = TypeVar("Result")
+
+DEFAULT_RUNS = 200
+MEGABYTE = 1e6
+
+
+class Threads(click.ParamType):
+    """Comma-separated thread counts, e.g. ``1,2``."""
+
+    name = "N[,N...]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and 1 <= int(part) <= 1024 for part in parts):
+            raise MfDeployError(
+                f"Bad --threads {value}", "not whole numbers of at least 1", "Write e.g. 1,2."
+            )
+        return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+@click.command(name="mf-bench")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("--threads", type=Threads(), default="1", show_default=True, help="Thread counts to time with.")
+@click.option(
+    "--runs", "count", type=click.IntRange(1, 400_000), help=f"Timed inferences (default {DEFAULT_RUNS})."
+)
+@click.option("--seconds", type=click.FloatRange(0.1, 86_400), help="Time for so long instead of --runs.")
+@click.option(
+    "--vs", metavar="RUN", type=click.Path(path_type=Path), help="Also time each artifact against this one."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every sample here."
+)
+def bench(
+    runs: tuple[Path, ...],
+    threads: tuple[int, ...],
+    count: int | None,
+    seconds: float | None,
+    vs: Path | None,
+    json_file: Path | None,
+) -> int:
+    """Time artifacts on this machine: load, first inference, percentiles, throughput, memory.
+
+    RUN is an artifact folder, or a model folder with artifacts in it. Every artifact is timed in a
+    process of its own. Results are kept in the model folder's results/, where mf-report finds them.
+
+    With --vs, each artifact and the one at RUN (for a model folder: the one of the same name) also take
+    turns in one process; the ratio of their medians comes with its 95 % interval.
+    """
+    from mf_deploy.artifact import find_artifacts, write_whole
+    from mf_deploy.benchmarks import Protocol, open_device
+    from mf_deploy.benchmarks.latency import BenchReport
+
+    if count is not None and seconds is not None:
+        raise MfDeployError("Cannot use --runs with --seconds", "each says when to stop", "Pass one of them.")
+    protocol = Protocol(min_runs=count or (1 if seconds else DEFAULT_RUNS), min_seconds=seconds or 0.0)
+    device = open_device("host")
+    for number in threads:
+        device.check_threads(number)
+    artifacts = list({a.folder.resolve(): a for run in runs for a in find_artifacts(run)}.values())
+    partners = _partners(artifacts, vs, device) if vs else {}
+    _check_writable([artifact.folder.parent / "results" for artifact in artifacts], json_file)
+
+    job = _Job(device, protocol)
+    for artifact in artifacts:
+        for number in threads:
+            report = job.time(artifact, number)
+            if report.measurement and artifact.folder in partners:
+                job.compare(artifact, partners[artifact.folder], number)
+    if json_file:
+        write_whole(json_file, BenchReport(reports=job.reports, ratios=job.ratios).model_dump_json().encode())
+    _print_table(job.reports)
+    _print_ratios(job.ratios)
+    _print_notes(job.reports)
+    return max(job.exit_codes, default=0)
+
+
+def main() -> None:
+    run_command(bench)
+
+
+@dataclass
+class _Job:
+    """What one command measures; each result is kept as soon as it is there."""
+
+    device: "Device"
+    protocol: "Protocol"
+    reports: "list[LatencyReport]" = field(default_factory=list)
+    ratios: "list[LatencyRatio]" = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+
+    def time(self, artifact: "Artifact", threads: int) -> "LatencyReport":
+        """Time one artifact alone; a failure becomes a report without a measurement, and an exit code."""
+        from mf_deploy.benchmarks import bench
+        from mf_deploy.benchmarks.latency import report_on
+
+        device, protocol = self.device, self.protocol
+        try:
+            report = _with_progress(
+                f"{artifact.name}, threads {threads}",
+                lambda progress: bench(artifact, device, threads, protocol, progress),
+            )
+        except MfDeployError as error:
+            self.exit_codes.append(error.exit_code)
+            report = report_on(artifact, device.kind, device.info, threads, protocol, str(error))
+        _keep(artifact.folder.parent, f"bench-{artifact.name}-{device.slug}-t{threads}", report)
+        self.reports.append(report)
+        return report
+
+    def compare(self, artifact: "Artifact", partner: "Artifact", threads: int) -> None:
+        """Time two artifacts in turns.
+
+        Raises:
+            MfDeployError: the partner cannot be timed here.
+        """
+        ratio = _with_progress(
+            f"{artifact.name} in turns with {partner.name}, threads {threads}",
+            lambda progress: self.device.compare(artifact, partner, threads, self.protocol, progress),
+        )
+        self.ratios.append(ratio)
+
+
+def _with_progress(label: str, work: "Callable[[Progress], Result]") -> Result:
+    """Do ``work`` with a progress bar on standard error, drawn only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        return work(lambda fraction: bar.update(task, completed=fraction))
+
+
+def _keep(run_folder: Path, name: str, report: "LatencyReport") -> None:
+    """Save a report; one without a measurement never replaces another that has one."""
+    from mf_deploy.report.results import result_path, save_result
+
+    if report.measurement is not None or not result_path(run_folder, name).exists():
+        save_result(run_folder, name, report)
+
+
+def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device") -> "dict[Path, Artifact]":
+    """Artifact folder -> what to compare it with: the only artifact at ``vs``, or its namesake there."""
+    from mf_deploy.artifact import find_artifacts
+
+    others = find_artifacts(vs)
+    by_name = {other.name: other for other in others}
+    partners = {}
+    for artifact in artifacts:
+        other = others[0] if len(others) == 1 else by_name.get(artifact.name)
+        if other is not None and other.folder.resolve() != artifact.folder.resolve():
+            partners[artifact.folder] = other
+    timed = [other for other in partners.values() if not device.reason_not_to_run(other)]
+    if not timed:
+        raise MfDeployError(
+            f"Nothing to compare with {vs}",
+            "it holds no other artifact of the same name that can be timed here",
+            "Give --vs an artifact folder, or a model folder with the same artifacts.",
+        )
+    return {folder: other for folder, other in partners.items() if other in timed}
+
+
+def _check_writable(folders: list[Path], json_file: Path | None) -> None:
+    """Refuse what cannot be written before anything slow starts."""
+    from mf_deploy.artifact import check_writable
+
+    for folder in dict.fromkeys(folders):
+        check_writable(folder / "bench", force=True)
+    if json_file:
+        check_writable(json_file, force=True)
+
+
+def _print_table(reports: "list[LatencyReport]") -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    several = len({report.model for report in reports}) > 1
+    table.add_column("artifact", no_wrap=True)
+    for header in (
+        "thr",
+        "load\nms",
+        "first\nms",
+        "p50\nms",
+        "p90\nms",
+        "p99\nms",
+        "mean ± std\nms",
+        "images\n/s",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("peak\nMB", justify="right", no_wrap=True)
+    table.add_column("size\nMB", justify="right", no_wrap=True)
+    for report in reports:
+        name = f"{report.model}/{report.artifact}" if several else report.artifact
+        cells = _measured_cells(report.measurement) if report.measurement else ["not run", *[""] * 7]
+        table.add_row(escape(name), str(report.threads), *cells, _megabytes(report.model_bytes))
+    out = console()
+    out.print(table, width=max(out.width, out.measure(table).maximum), crop=False, soft_wrap=True)
+
+
+def _measured_cells(measured: "Measurement") -> list[str]:
+    of = measured.statistics
+    times = [measured.load_ms, measured.first_inference_ms, of.p50_ms, of.p90_ms, of.p99_ms]
+    return [
+        *(f"{value:.4g}" for value in times),
+        f"{of.mean_ms:.4g} ± {of.std_ms:.2g}",
+        f"{measured.images_per_s:.4g}",
+        _megabytes(measured.peak_rss_bytes),
+    ]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / MEGABYTE:.1f}"
+
+
+def _print_ratios(ratios: "list[LatencyRatio]") -> None:
+    for found in ratios:
+        verdict = "slower" if found.low > 1 else "faster" if found.high < 1 else "no difference seen"
+        click.echo(
+            f"{found.artifact} takes {found.ratio:.3f} × the time of {found.against}"
+            f" (95 % interval {found.low:.3f} to {found.high:.3f}, {len(found.blocks_ms)} pairs of blocks,"
+            f" threads {found.threads}): {verdict}"
+        )
+
+
+def _print_notes(reports: "list[LatencyReport]") -> None:
+    for report in reports:
+        if report.not_run:
+            click.echo(f"{report.artifact}: not run: {report.not_run}")
+    device, protocol = reports[0].device, reports[0].protocol
+    engines = {
+        f"{r.measurement.engine.name} {r.measurement.engine.version}" for r in reports if r.measurement
+    }
+    length = f"{protocol.min_seconds:g} s" if protocol.min_seconds else f"{protocol.min_runs} runs"
+    click.echo(
+        f"On {device.cpu}, {device.cores} cores, {device.os}; {', '.join(sorted(engines)) or 'no engine'};"
+        f" {length} after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up."
+        "\nPeak is the resident memory of the timing process. Times of this machine, not of a phone."
+    )
+
+
+if __name__ == "__main__":
+    main()
