@@ -1,0 +1,88 @@
+"""The doctor's findings against the package metadata, and on machines that lack something."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from packaging.requirements import Requirement
+
+from mf_deploy.cli.doctor import ABILITIES, diagnose, doctor
+
+
+def test_every_package_it_asks_for_comes_with_the_extra_that_it_names() -> None:
+    lines = importlib.metadata.requires("mf-deploy") or []
+    provided: dict[str, set[str]] = {}
+    for requirement in map(Requirement, lines):
+        for extra in ABILITIES:
+            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+                provided.setdefault(extra, set()).add(requirement.name)
+    for target, abilities in ABILITIES.items():
+        for packages in abilities.values():
+            assert set(packages) <= provided[target]
+
+
+def test_it_is_quick_and_imports_no_engine() -> None:
+    start = time.monotonic()
+    code = (
+        "import sys\n"
+        "from mf_deploy.cli.doctor import doctor\n"
+        "doctor(standalone_mode=False)\n"
+        "assert not {'torch', 'onnx', 'onnxruntime', 'coremltools', 'ai_edge_litert'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 2
+
+
+def test_a_missing_and_an_outdated_package_are_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "8.3" if name == "coremltools" else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    diagnosis = diagnose()
+    run, export = diagnosis.targets["onnx"]["run"], diagnosis.targets["coreml"]["export"]
+    assert (run.can, run.note, run.fix) == (False, "no onnxruntime", "pip install 'mf-deploy[onnx]'")
+    assert (export.can, export.note) == (False, "coremltools 8.3, needs ==9.0")
+    assert "pip install 'mf-deploy[coreml]'" in diagnosis.fixes
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML can be measured on macOS")
+def test_core_ml_cannot_be_measured_off_macos() -> None:
+    ability = diagnose().targets["coreml"]["measure"]
+    assert not ability.can
+    assert "macOS" in ability.note
+
+
+def test_a_tool_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert diagnose().tools["Android phones"].fix
+    adb = tmp_path / "adb"
+    adb.write_text("#!/bin/sh\n")
+    os.chmod(adb, 0o755)
+    found = diagnose().tools["Android phones"]
+    assert found.can
+    assert str(adb) in found.note
+    assert found.fix is None
+
+
+def test_json_holds_the_same_as_the_table() -> None:
+    found = json.loads(CliRunner().invoke(doctor, ["--json"]).output)
+    assert set(found["targets"]) == set(ABILITIES)
+    assert found["versions"]["torch"] == importlib.metadata.version("torch")
+    table = CliRunner().invoke(doctor, []).output
+    for target in ABILITIES:
+        assert target in table
+    for fix in found["fixes"]:
+        assert fix in table
