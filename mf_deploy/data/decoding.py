@@ -61,7 +61,7 @@ def decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _check_size(image: Image.Image, preprocessing: Preprocessing) -> None:
-    """Refuse a picture that takes too much memory, as it is or resized (1 × 60,000 becomes 256 × 15 million)."""
+    """Refuse a picture that takes too much memory, as it is or resized (1 × 60,000 → 256 × 15 million)."""
     width, height = image.size
     resized = preprocessing.short_side**2 * max(width, height) / max(1, min(width, height))
     if width * height > MAX_PIXELS or resized > max(MAX_PIXELS, 4 * preprocessing.short_side**2):

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mf_deploy.data.listing import Container, Entry, Listing
+from mf_deploy.data.listing import Container, Entry, Listing, is_hidden
 from mf_deploy.errors import MfDeployError
 
 
@@ -12,7 +12,7 @@ class Folder(Container):
 
     def __init__(self, path: Path) -> None:
         listing = Listing(path)
-        _scan(path, "", listing)
+        _scan(path, listing)
         self.entries = listing.entries()
         self.skipped = listing.skipped
 
@@ -20,21 +20,26 @@ class Folder(Container):
         return Path(entry.place).read_bytes()
 
 
-def _scan(folder: Path | str, prefix: str, listing: Listing) -> None:
-    try:
-        with os.scandir(folder) as found:
-            items = sorted(found, key=lambda item: item.name)
-    except OSError as error:
-        raise MfDeployError(
-            f"Cannot read {folder}", error.strerror or str(error), "Check the folder and its permissions."
-        ) from None
-    for item in items:
-        if item.is_symlink():
-            listing.add(prefix + item.name, None, 0, "a link")
-        elif item.is_dir():
-            if not item.name.startswith(".") and item.name != "__MACOSX":
-                _scan(item.path, f"{prefix}{item.name}/", listing)
-        elif item.is_file():
-            listing.add(prefix + item.name, item.path, item.stat().st_size)
-        else:
-            listing.add(prefix + item.name, None, 0, "not a regular file")
+def _scan(root: Path, listing: Listing) -> None:
+    folders = [("", str(root))]
+    while folders:
+        prefix, folder = folders.pop()
+        try:
+            with os.scandir(folder) as items:
+                for item in items:
+                    if item.is_dir(follow_symlinks=False):
+                        if not is_hidden(item.name):
+                            folders.append((f"{prefix}{item.name}/", item.path))
+                    else:
+                        size = item.stat(follow_symlinks=False).st_size
+                        listing.add(prefix + item.name, item.path, size, _problem(item))
+        except OSError as error:
+            raise MfDeployError(
+                f"Cannot read {folder}", error.strerror or str(error), "Check the folder and its permissions."
+            ) from None
+
+
+def _problem(item: os.DirEntry[str]) -> str | None:
+    if item.is_symlink():
+        return "a link"
+    return None if item.is_file() else "not a regular file"

@@ -72,7 +72,7 @@ class LabelledImages:
     @property
     def skipped(self) -> list[str]:
         """Files that were not used, as ``name (reason)``; a pass over the images adds the damaged ones."""
-        return [f"{name} ({reason})" for name, reason in self._container.skipped.items()]
+        return [f"{name} ({reason})" for name, reason in sorted(self._container.skipped.items())]
 
     def bind(self, labels: list[str] | None, num_classes: int) -> "LabelledImages":
         """The same images with the model's class indices as labels.
@@ -140,6 +140,7 @@ class LabelledImages:
     def _batches(self, preprocessing: Preprocessing, batch_size: int, workers: int) -> Iterator[Batch]:
         ready: list[_Decoded] = []
         damaged = good = 0
+        last = ""
 
         def decode_one(entry: Entry) -> _Decoded | _Damaged:
             return self._decode(entry, preprocessing)
@@ -149,6 +150,7 @@ class LabelledImages:
             for result in results:
                 if isinstance(result, _Damaged):
                     damaged += 1
+                    last = f"{result.entry.name} ({result.reason})"
                     self._note(result, damaged)
                     continue
                 good += 1
@@ -159,7 +161,7 @@ class LabelledImages:
         if not good:
             raise MfDeployError(
                 f"No readable images in {self.path}",
-                f"all {damaged} are damaged: {self.skipped[-1]}",
+                f"all {damaged} are damaged, the last is {last}",
                 _FIX_DAMAGED,
             )
         if ready:

@@ -66,7 +66,7 @@ class Listing:
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         problem = _escape(name, parts) or problem
         if problem is None:
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts) or not parts:
+            if not parts or any(is_hidden(part) for part in parts):
                 return
             if not parts[-1].lower().endswith(IMAGE_SUFFIXES):
                 problem = NOT_AN_IMAGE
@@ -102,7 +102,7 @@ def no_images(path: Path, skipped: dict[str, str]) -> MfDeployError:
     """The error for a source without a single image."""
     why = "it holds no images"
     if skipped:
-        name, problem = next(iter(skipped.items()))
+        name, problem = min(skipped.items())
         why += f": {len(skipped):,} files skipped, the first is {name} ({problem})"
     return MfDeployError(
         f"No images in {path}", why, "Give a folder, .tar or .zip of class folders with images."
@@ -112,6 +112,11 @@ def no_images(path: Path, skipped: dict[str, str]) -> MfDeployError:
 def printable(text: str) -> str:
     """``text`` with control characters and undecodable bytes escaped: safe for terminals and JSON."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a file or folder of this name is nobody's data: hidden, or added to archives by macOS."""
+    return part.startswith(".") or part == "__MACOSX"
 
 
 def _escape(name: str, parts: list[str]) -> str | None:

@@ -57,6 +57,8 @@ class Tar(Container):
 
 
 def _problem(member: tarfile.TarInfo) -> str | None:
+    if member.size < 0:
+        return "damaged: its size is negative"
     if member.issym() or member.islnk():
         return "a link"
     return None if member.isreg() and not member.issparse() else "not a regular file"

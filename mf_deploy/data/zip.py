@@ -1,6 +1,7 @@
 """Images in a zip archive, read in place."""
 
 import stat
+import struct
 import weakref
 import zipfile
 import zlib
@@ -10,6 +11,7 @@ from mf_deploy.data.listing import MAX_FILE_BYTES, Container, Entry, Listing
 from mf_deploy.errors import MfDeployError
 
 _ENCRYPTED = 0x1
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError)
 # Only these two are decompressed piece by piece, so that a bomb cannot fill the memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -27,7 +29,7 @@ class Zip(Container):
             file = open(path, "rb")  # noqa: SIM115
             weakref.finalize(self, file.close)
             self._archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        except (*_DAMAGE, OSError, ValueError) as error:
             raise MfDeployError(
                 f"Cannot read {path}",
                 f"it is no zip file, or it is truncated ({error})",
@@ -44,7 +46,7 @@ class Zip(Container):
         try:
             with self._archive.open(entry.place) as member:
                 return member.read(MAX_FILE_BYTES)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise ValueError(str(error)) from None
 
 
