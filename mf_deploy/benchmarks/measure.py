@@ -21,7 +21,8 @@ def seeded_input(session: Session, seed: int) -> np.ndarray:
     """One batch of random pictures, as the model's own input."""
     side = session.preprocessing.input_size
     shape = (session.batch_size, side, side, 3)
-    return session.prepare(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    pictures = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return np.ascontiguousarray(session.prepare(pictures))
 
 
 def time_once(session: Session, prepared: np.ndarray) -> float:

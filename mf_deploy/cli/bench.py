@@ -1,5 +1,6 @@
 """mf-bench: how long artifacts take on this machine."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,8 @@ def _with_progress(label: str, work: "Callable[[Progress], Result]") -> Result:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    out = Console(stderr=True)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(label, total=1.0)
         return work(lambda fraction: bar.update(task, completed=fraction))
 
@@ -194,6 +196,7 @@ def _check_writable(folders: list[Path], json_file: Path | None) -> None:
 def _print_table(reports: "list[LatencyReport]") -> None:
     from rich import box
     from rich.markup import escape
+    from rich.measure import Measurement as Width
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -210,29 +213,33 @@ def _print_table(reports: "list[LatencyReport]") -> None:
         "images\n/s",
     ):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("peak\nMB", justify="right", no_wrap=True)
+    table.add_column("memory peak\n(+ model) MB", justify="right", no_wrap=True)
     table.add_column("size\nMB", justify="right", no_wrap=True)
     for report in reports:
         name = f"{report.model}/{report.artifact}" if several else report.artifact
         cells = _measured_cells(report.measurement) if report.measurement else ["not run", *[""] * 7]
-        table.add_row(escape(name), str(report.threads), *cells, _megabytes(report.model_bytes))
+        table.add_row(escape(name), str(report.threads), *cells, _figure(report.model_bytes / MEGABYTE))
     out = console()
-    out.print(table, width=max(out.width, out.measure(table).maximum), crop=False, soft_wrap=True)
+    needed = Width.get(out, out.options.update(max_width=1000), table).maximum
+    out.width = max(out.width, needed)
+    out.print(table, crop=False)
 
 
 def _measured_cells(measured: "Measurement") -> list[str]:
     of = measured.statistics
     times = [measured.load_ms, measured.first_inference_ms, of.p50_ms, of.p90_ms, of.p99_ms]
+    peak, before = measured.peak_rss_bytes / MEGABYTE, measured.rss_before_load_bytes / MEGABYTE
     return [
-        *(f"{value:.4g}" for value in times),
-        f"{of.mean_ms:.4g} ± {of.std_ms:.2g}",
-        f"{measured.images_per_s:.4g}",
-        _megabytes(measured.peak_rss_bytes),
+        *(_figure(value) for value in times),
+        f"{_figure(of.mean_ms)} ± {_figure(of.std_ms)}",
+        _figure(measured.images_per_s),
+        f"{peak:.0f} (+{peak - before:.0f})",
     ]
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / MEGABYTE:.1f}"
+def _figure(value: float) -> str:
+    """Three significant digits, never in exponents."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def _print_ratios(ratios: "list[LatencyRatio]") -> None:
@@ -246,9 +253,8 @@ def _print_ratios(ratios: "list[LatencyRatio]") -> None:
 
 
 def _print_notes(reports: "list[LatencyReport]") -> None:
-    for report in reports:
-        if report.not_run:
-            click.echo(f"{report.artifact}: not run: {report.not_run}")
+    for line in dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run):
+        click.echo(line)
     device, protocol = reports[0].device, reports[0].protocol
     engines = {
         f"{r.measurement.engine.name} {r.measurement.engine.version}" for r in reports if r.measurement
@@ -257,7 +263,7 @@ def _print_notes(reports: "list[LatencyReport]") -> None:
     click.echo(
         f"On {device.cpu}, {device.cores} cores, {device.os}; {', '.join(sorted(engines)) or 'no engine'};"
         f" {length} after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up."
-        "\nPeak is the resident memory of the timing process. Times of this machine, not of a phone."
+        "\nMemory is the timing process's; + is what the model added. Times of this machine, not of a phone."
     )
 
 

@@ -1,0 +1,191 @@
+"""mf-bench from the command line, on real onnxruntime sessions in real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import helper, numpy_helper
+from tiny_artifacts import write_tiny_artifact
+
+from mf_deploy.artifact import MANIFEST_NAME, Artifact, list_files, read_record
+from mf_deploy.benchmarks import Protocol, bench, open_device
+from mf_deploy.benchmarks.latency import BenchReport, LatencyReport
+from mf_deploy.errors import MfDeployError
+
+QUICK = Protocol(min_runs=20, warmup_runs=2, warmup_seconds=0)
+
+
+def mf_bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mf_deploy.cli.bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A model folder with a slow and a fast ONNX artifact, and a Core ML one."""
+    folder = tmp_path / "tiny"
+    write_tiny_artifact(folder / "onnx-fp32", depth=12)
+    write_tiny_artifact(folder / "onnx-w8a8", scheme="w8a8", depth=1)
+    write_tiny_artifact(folder / "coreml-fp32", target="coreml")
+    return folder
+
+
+def read_result(run: Path, name: str) -> LatencyReport:
+    (path,) = (run / "results").glob(f"bench-{name}-host-*-t1.json")
+    return read_record(path, LatencyReport, "")
+
+
+def test_a_run_is_timed_compared_and_kept(run_folder: Path, tmp_path: Path) -> None:
+    json_file = tmp_path / "all.json"
+    done = mf_bench(run_folder, "--runs", "40", "--vs", run_folder / "onnx-w8a8", "--json", json_file)
+    assert done.returncode == 0, done.stderr
+    everything = read_record(json_file, BenchReport, "")
+    assert [report.artifact for report in everything.reports] == ["coreml-fp32", "onnx-fp32", "onnx-w8a8"]
+
+    slow, fast = read_result(run_folder, "onnx-fp32"), read_result(run_folder, "onnx-w8a8")
+    assert slow == everything.reports[1]
+    assert slow.kind == "host"
+    assert slow.model_sha256 == Artifact.open(run_folder / "onnx-fp32").sha256
+    assert slow.measurement is not None
+    assert fast.measurement is not None
+    assert len(slow.measurement.samples_ms) == 40
+    assert slow.measurement.statistics.p50_ms > 2 * fast.measurement.statistics.p50_ms
+    assert slow.measurement.engine.name == "onnxruntime"
+
+    (ratio,) = everything.ratios
+    assert ratio.against.endswith("onnx-w8a8")
+    assert 2 < ratio.low <= ratio.ratio <= ratio.high
+    assert ": slower" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs on macOS")
+def test_core_ml_off_macos_stays_in_the_table_without_a_time(run_folder: Path) -> None:
+    done = mf_bench(run_folder / "coreml-fp32")
+    assert done.returncode == 0
+    assert "coreml-fp32: not run: Core ML needs macOS" in done.stdout
+    report = read_result(run_folder, "coreml-fp32")
+    assert report.measurement is None
+    assert report.not_run == "Core ML needs macOS"
+
+
+def test_a_reason_never_replaces_a_measurement(run_folder: Path) -> None:
+    assert mf_bench(run_folder / "onnx-w8a8", "--runs", "5").returncode == 0
+    before = read_result(run_folder, "onnx-w8a8")
+    break_model(run_folder / "onnx-w8a8")
+    done = mf_bench(run_folder / "onnx-w8a8", "--runs", "5")
+    assert done.returncode == 2
+    assert "not run: Cannot load" in done.stdout
+    assert read_result(run_folder, "onnx-w8a8") == before
+
+
+def test_one_broken_artifact_does_not_stop_the_others(run_folder: Path) -> None:
+    break_model(run_folder / "onnx-fp32")
+    done = mf_bench(run_folder, "--runs", "5")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert read_result(run_folder, "onnx-w8a8").measurement is not None
+    assert "Cannot load" in (read_result(run_folder, "onnx-fp32").not_run or "")
+
+
+def test_memory_is_the_artifacts_own(tmp_path: Path) -> None:
+    megabytes = 64
+    artifact = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32")
+    add_ballast(artifact.folder, megabytes)
+    parents_own = np.ones(400 << 20, np.uint8)  # a child that counted its parent's memory would show this
+    report = bench(Artifact.open(artifact.folder), open_device("host"), protocol=QUICK)
+    assert parents_own.all()
+    assert report.measurement is not None
+    added = report.measurement.peak_rss_bytes - report.measurement.rss_before_load_bytes
+    assert megabytes << 20 < added < 4 * (megabytes << 20)
+    assert report.measurement.peak_rss_bytes < 400 << 20
+
+
+def test_an_engine_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32")
+    (tmp_path / "onnxruntime.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(
+        MfDeployError, match="Timing onnx-fp32 failed: the process ended by SIGKILL"
+    ) as raised:
+        bench(artifact, open_device("host"), protocol=QUICK)
+    assert raised.value.exit_code == 1
+
+
+def test_interrupted_it_leaves_no_process_and_no_half_result(run_folder: Path) -> None:
+    command = [sys.executable, "-m", "mf_deploy.cli.bench", str(run_folder / "onnx-fp32"), "--seconds", "60"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not (workers := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr.startswith("error: Interrupted")
+    assert "Traceback" not in stderr
+    assert not any(worker.is_running() for worker in workers)
+    assert not list((run_folder / "results").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "0"], "Bad --threads 0"),
+        (["--threads", "1,x"], "Bad --threads 1,x"),
+        (["--threads", "1000"], "Cannot time 1000 threads"),
+        (["--runs", "5", "--seconds", "1"], "Cannot use --runs with --seconds"),
+        (["--runs", "0"], "0 is not in the range"),
+        (["--vs", "nowhere"], "No artifact at nowhere"),
+        (["--json", "/dev/null/x.json"], "Cannot write"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line_before_anything_runs(
+    run_folder: Path, arguments: list[str], message: str
+) -> None:
+    done = mf_bench(run_folder, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(run_folder.glob("results/*"))
+
+
+def test_a_comparison_without_a_partner_is_refused(run_folder: Path) -> None:
+    done = mf_bench(run_folder / "onnx-fp32", "--vs", run_folder / "onnx-fp32")
+    assert done.returncode == 2
+    assert "Nothing to compare with" in done.stderr
+
+
+def break_model(folder: Path) -> None:
+    """Replace the model by bytes that no engine loads, and make the manifest fit."""
+    (folder / "model.onnx").write_bytes(b"not a model")
+    refresh_manifest(folder)
+
+
+def add_ballast(folder: Path, megabytes: int) -> None:
+    """Give the model a weight of ``megabytes`` that its output depends on."""
+    model = onnx.load(str(folder / "model.onnx"))
+    rows = (megabytes << 20) // 4 // 10
+    ballast = np.random.default_rng(0).standard_normal((10, rows)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(ballast, "ballast"))
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("MatMul", ["before", "ballast"], ["wide"]))
+    model.graph.node.append(helper.make_node("ReduceMax", ["wide"], ["most"], keepdims=1))
+    model.graph.node.append(helper.make_node("Add", ["before", "most"], ["logits"]))
+    onnx.save(model, str(folder / "model.onnx"))
+    refresh_manifest(folder)
+
+
+def refresh_manifest(folder: Path) -> None:
+    from mf_deploy.artifact import Manifest
+
+    manifest = read_record(folder / MANIFEST_NAME, Manifest, "")
+    changed = manifest.model_copy(update={"files": list_files(folder)})
+    (folder / MANIFEST_NAME).write_text(changed.model_dump_json())
