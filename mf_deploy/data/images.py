@@ -14,7 +14,7 @@ from mf_deploy.data.background import in_background
 from mf_deploy.data.decoding import UnreadableImage, decode
 from mf_deploy.data.folder import Folder
 from mf_deploy.data.label_file import labelled_by
-from mf_deploy.data.labels import check_range, indices_of
+from mf_deploy.data.labels import check_range, indices_of, shipped_order
 from mf_deploy.data.listing import Container, Entry
 from mf_deploy.data.parquet import Parquet, shards_in
 from mf_deploy.data.tar import Tar
@@ -104,10 +104,11 @@ class LabelledImages:
         self, numbers: set[int], labels: list[str] | None, num_classes: int
     ) -> dict[Any, int]:
         """By name where the container names its numbers and the model has these names, else as they are."""
-        names = self._container.label_names
-        if names and labels and set(names) <= set(labels):
+        names = self._container.label_names or []
+        order = labels or shipped_order(names, num_classes) or []
+        if names and names != order and set(names) <= set(order):
             check_range(max(numbers), len(names))
-            by_name = indices_of(names, labels, num_classes)
+            by_name = indices_of(names, order, num_classes)
             return {number: by_name[names[number]] for number in numbers}
         check_range(max(numbers), num_classes)
         return {number: number for number in numbers}
@@ -269,6 +270,6 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:DIGEST_HEX_DIGITS]
 
 
-def digest_of_set(digests: Iterable[str]) -> str:
+def digest_of(digests: Iterable[str]) -> str:
     """The digest of a set of images in any order: sha256 over their sorted digests, one a line."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()

@@ -91,11 +91,16 @@ def check_range(largest: int, num_classes: int) -> None:
         )
 
 
+def shipped_order(names: list[str], num_classes: int) -> list[str] | None:
+    """The shipped class list with ``num_classes`` classes that holds all ``names``, or None."""
+    lists = [class_list(name) for name in CLASS_LISTS]
+    return next((x for x in lists if len(x) == num_classes and set(names) <= set(x)), None)
+
+
 def _implied_order(names: list[str], num_classes: int) -> list[str]:
-    for shipped in CLASS_LISTS:
-        labels = class_list(shipped)
-        if len(labels) == num_classes and set(names) <= set(labels):
-            return labels
+    shipped = shipped_order(names, num_classes)
+    if shipped is not None:
+        return shipped
     if len(names) != num_classes:
         raise MfDeployError(
             "The data's classes do not fit the model",

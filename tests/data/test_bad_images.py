@@ -180,6 +180,7 @@ def test_nothing_but_damaged_images_is_an_error(tmp_path: Path) -> None:
     fails(tmp_path / "bad", r"No readable images in .*: all 1 are damaged, the last is a.jpg \(not a JPEG")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_pictures_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     write_image(tmp_path / "big" / "good.png", 1)

@@ -12,7 +12,7 @@ import pytest
 from made_images import CLASSES, tar_of, write_image, zip_of
 from PIL import Image
 
-from mf_deploy.data import LabelledImages, digest_of_set, open_images
+from mf_deploy.data import LabelledImages, digest_of, open_images
 from mf_deploy.data.labels import class_list
 from mf_deploy.errors import MfDeployError
 from mf_deploy.preprocessing import Preprocessing
@@ -24,14 +24,19 @@ def names(images: LabelledImages) -> list[str]:
     return [name for batch in images.batches(SMALL, 4) for name in batch.names]
 
 
-def write_parquet(path: Path, folder: Path, class_names: list[str] | None = None) -> Path:
-    """As Hugging Face writes it: the rows in reverse order, two rows a group, labels as numbers."""
+def write_parquet(
+    path: Path, folder: Path, class_names: list[str] | None = None, folders: list[str] | None = None
+) -> Path:
+    """As Hugging Face writes it: the rows in reverse order, two rows a group, labels as numbers.
+
+    The class of ``folders[i]`` is number i and called ``class_names[i]``.
+    """
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     files = sorted(folder.rglob("*.*"), reverse=True)
     rows = {
         "image": [{"bytes": f.read_bytes(), "path": f.relative_to(folder).as_posix()} for f in files],
-        "label": [(class_names or list(CLASSES)).index(f.parent.name) for f in files],
+        "label": [(folders or class_names or list(CLASSES)).index(f.parent.name) for f in files],
     }
     table = pa.table(rows)
     if class_names:
@@ -119,6 +124,10 @@ def test_parquet_with_class_names_is_bound_by_name(class_folders: Path, tmp_path
     images = open_images(write_parquet(tmp_path / "p.parquet", class_folders, ["cat", "ant", "bee"]))
     (batch,) = images.bind(["bee", "cat", "ant", "dog"], num_classes=4).batches(SMALL, 100)
     assert batch.labels.tolist() == [1] * 4 + [0] * 4 + [2] * 4
+    wnids = ["n02123159", "n01440764", "n15075141"]
+    images = open_images(write_parquet(tmp_path / "w.parquet", class_folders, wnids, list(CLASSES)))
+    (batch,) = images.bind(None, num_classes=1000).batches(SMALL, 100)
+    assert batch.labels.tolist() == [999] * 4 + [0] * 4 + [282] * 4
 
 
 def test_a_folder_of_parquet_shards_is_one_set(class_folders: Path, tmp_path: Path) -> None:
@@ -173,8 +182,8 @@ def test_digests_without_decoding_are_those_of_the_batches(class_folders: Path) 
     images = open_images(class_folders)
     in_batches = [digest for batch in images.batches(SMALL, 5) for digest in batch.digests]
     assert images.digests() == in_batches
-    assert digest_of_set(in_batches) == digest_of_set(reversed(in_batches))
-    assert digest_of_set(in_batches) != digest_of_set(in_batches[1:])
+    assert digest_of(in_batches) == digest_of(reversed(in_batches))
+    assert digest_of(in_batches) != digest_of(in_batches[1:])
 
 
 def test_modes_other_than_rgb_become_rgb(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
