@@ -78,7 +78,9 @@ class Parity(Record):
     logits_range: float = Field(description="max - min of the reference logits")
     agreement: float = Field(description="fraction of samples with the same top-1")
     sqnr_db: float
-    tolerance: float = Field(description="largest allowed max_abs_error / logits_range")
+    tolerance: float | None = Field(
+        description="largest allowed max_abs_error / logits_range; None: no bound"
+    )
 
     @property
     def relative_error(self) -> float:

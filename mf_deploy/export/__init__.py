@@ -1,0 +1,201 @@
+"""Write artifacts: float exports and quantized ones, each proven before it is handed over."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from mf_deploy import __version__
+from mf_deploy.artifact import (
+    MANIFEST_NAME,
+    TARGETS,
+    Artifact,
+    Calibration,
+    Manifest,
+    Parity,
+    list_files,
+    whole_folder,
+)
+from mf_deploy.calibration.policy import QuantPolicy
+from mf_deploy.errors import GATE_FAILED, MfDeployError, nearest, require
+from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.parity import gate_parity, measure_parity, seeded_pictures
+from mf_deploy.export.target import ExportOptions, TargetExporter, WrittenModel
+
+if TYPE_CHECKING:
+    from mf_deploy.data import LabelledImages
+
+__all__ = ["ExportOptions", "Probe", "export", "get_exporter", "quantize"]
+
+PARITY_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an artifact is proven on: the reference model and some (N, H, W, 3) uint8 pictures."""
+
+    model: nn.Module
+    pictures: np.ndarray
+    inputs: str
+
+    @classmethod
+    def seeded(cls, model: nn.Module, input_size: int) -> "Probe":
+        return cls(model, seeded_pictures(PARITY_SAMPLES, input_size), "seeded pictures")
+
+
+def get_exporter(target: str) -> TargetExporter:
+    """The exporter of ``target``.
+
+    Raises:
+        MfDeployError: unknown target, or its packages are not installed (exit code 3).
+    """
+    if target == "onnx":
+        from mf_deploy.export.onnx import OnnxExporter
+
+        exporter: TargetExporter = OnnxExporter()
+    elif target == "tflite":
+        from mf_deploy.export.tflite import TfliteExporter
+
+        exporter = TfliteExporter()
+    elif target == "coreml":
+        from mf_deploy.export.coreml import CoremlExporter
+
+        exporter = CoremlExporter()
+    else:
+        raise MfDeployError(
+            f"Unknown target {target!r}", "it is not supported", nearest(target, list(TARGETS))
+        )
+    for module in exporter.modules:
+        require(module, exporter.name)
+    return exporter
+
+
+def artifact_name(graph: DeployGraph, target: str, scheme: str) -> str:
+    """The artifact's folder in a run: ``<target>-<scheme>``, with ``-reference`` for the graph as written."""
+    return f"{target}-{scheme}" + ("-reference" if graph.kind == "reference" else "")
+
+
+def export(
+    graph: DeployGraph,
+    target: str,
+    scheme: str,
+    out: Path,
+    probe: Probe,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 (frozen)
+    force: bool = False,
+) -> Artifact:
+    """Write the float model of ``graph`` as the artifact folder ``out``.
+
+    Raises:
+        MfDeployError: unknown target or scheme, an output folder that cannot be written or exists, or a
+            model file that does not reproduce the reference (exit code 1; nothing is kept).
+    """
+    exporter = get_exporter(target)
+    if scheme not in exporter.float_schemes:
+        raise MfDeployError(
+            f"Unknown precision {scheme!r}",
+            "not a float scheme",
+            nearest(scheme, list(exporter.float_schemes)),
+        )
+    with whole_folder(out, force) as folder:
+        written = exporter.write(graph, scheme, options, folder)
+        _finish(folder, out, exporter, graph, scheme, written, probe, None)
+    return Artifact.open(out)
+
+
+def quantize(
+    graph: DeployGraph,
+    target: str,
+    calibration: "LabelledImages",
+    policy: QuantPolicy,
+    out: Path,
+    probe: Probe,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 (frozen)
+    force: bool = False,
+) -> Artifact:
+    """Write ``graph`` quantized by ``policy`` as the artifact folder ``out``.
+
+    Raises:
+        MfDeployError: as ``export``; also when nothing was quantized, or no calibration image is usable.
+    """
+    exporter = get_exporter(target)
+    digests: list[str] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        digests.clear()
+        for batch in calibration.batches(graph.record.preprocessing, graph.batch):
+            digests.extend(batch.digests)
+            if len(batch.pictures) == graph.batch:
+                yield batch.pictures
+
+    with whole_folder(out, force) as folder:
+        written = exporter.quantize(graph, policy.scheme, options, batches, folder)
+        record = _calibration(calibration, digests) if digests else None
+        manifest = _finish(folder, out, exporter, graph, policy.scheme, written, probe, record)
+        if policy.scheme != "fp16" and not manifest.quantization.parameters.get("int8"):
+            raise MfDeployError(
+                f"Nothing was quantized for {target}",
+                "no weight is int8",
+                "Choose another scheme.",
+                GATE_FAILED,
+            )
+    return Artifact.open(out)
+
+
+def _calibration(images: "LabelledImages", digests: list[str]) -> Calibration:
+    from mf_deploy.data.images import digest_of
+
+    return Calibration(
+        source=images.path.name,
+        samples=len(digests),
+        digest=digest_of(digests),
+        image_digests=sorted(digests),
+    )
+
+
+def _finish(
+    folder: Path,
+    out: Path,
+    exporter: TargetExporter,
+    graph: DeployGraph,
+    scheme: str,
+    written: WrittenModel,
+    probe: Probe,
+    calibration: Calibration | None,
+) -> Manifest:
+    """Count, prove and describe the model file in ``folder``; raises when it is not the reference."""
+    manifest = Manifest(
+        target=exporter.name,
+        scheme=scheme,
+        graph=graph.kind,
+        model=graph.record.source,
+        model_file=written.model_file,
+        input=written.input,
+        outputs=written.outputs,
+        preprocessing=graph.record.preprocessing,
+        labels=graph.record.labels,
+        quantization=exporter.count(folder / written.model_file),
+        calibration=calibration,
+        rewrites=list(graph.rewrites),
+        parity=Parity(
+            inputs="", samples=0, max_abs_error=0, logits_range=0, agreement=0, sqnr_db=0, tolerance=None
+        ),
+        tools={
+            "mf-deploy": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **written.tools,
+        },
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=list_files(folder),
+    )
+    manifest.parity = measure_parity(Artifact(folder, manifest), probe.model, probe.pictures, probe.inputs)
+    gate_parity(out.name, manifest.parity)
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2))
+    return manifest

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mf_deploy.artifact import Quantization, TensorInfo
+from mf_deploy.artifact import Quantization, Target, TensorInfo
 from mf_deploy.export.lower.graph import DeployGraph
 
 INPUT_NAME = "image"
@@ -38,7 +38,8 @@ class WrittenModel:
 class TargetExporter(ABC):
     """One target format. Heavy imports belong inside the methods."""
 
-    name: str
+    name: Target
+    modules: tuple[str, ...] = ()  # importable names that the target needs; its extra provides them
     float_schemes: tuple[str, ...] = ("fp32", "fp16")
     quantized_schemes: tuple[str, ...] = ("w8a8", "w8", "fp16")
 

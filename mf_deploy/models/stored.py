@@ -32,7 +32,7 @@ def save_reference(
     run: Path, model: nn.Module, source: ModelSource, preprocessing: Preprocessing, labels: list[str] | None
 ) -> ModelRecord:
     """Write the reference model into the folder ``run``; a file that is already the same is left alone."""
-    weights = save({key: value.contiguous() for key, value in model.state_dict().items()})
+    weights = _serialized(model)
     digest = hashlib.sha256(weights).hexdigest()
     record = ModelRecord(source=source, preprocessing=preprocessing, labels=labels, weights_sha256=digest)
     target = run / WEIGHTS_NAME
@@ -40,6 +40,15 @@ def save_reference(
         write_whole(target, weights)
     write_whole(run / RECORD_NAME, record.model_dump_json(indent=2).encode())
     return record
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The sha256 that ``model.safetensors`` of this model has."""
+    return hashlib.sha256(_serialized(model)).hexdigest()
+
+
+def _serialized(model: nn.Module) -> bytes:
+    return save({key: value.contiguous() for key, value in model.state_dict().items()})
 
 
 def load_reference(run: Path) -> tuple[nn.Module, ModelRecord]:

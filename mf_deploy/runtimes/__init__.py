@@ -1,0 +1,39 @@
+"""Open an artifact, or a run's reference model, and run it."""
+
+from pathlib import Path
+
+from mf_deploy.artifact import Artifact
+from mf_deploy.errors import MfDeployError
+from mf_deploy.runtimes.session import Session
+
+__all__ = ["Session", "open_reference", "open_session"]
+
+
+def open_session(artifact: Artifact, device: str = "host", threads: int = 1) -> Session:
+    """The artifact, loaded and ready to run on ``device`` with ``threads`` compute threads.
+
+    Raises:
+        MfDeployError: an unknown device, a missing runtime, or a file that does not load.
+    """
+    if device != "host":
+        raise MfDeployError(f"Unknown device {device!r}", "only host is supported", "Use --device host.")
+    if artifact.manifest.target == "onnx":
+        from mf_deploy.runtimes.onnx import OnnxSession
+
+        return OnnxSession(artifact, threads)
+    if artifact.manifest.target == "tflite":
+        from mf_deploy.runtimes.tflite import TfliteSession
+
+        return TfliteSession(artifact, threads)
+    from mf_deploy.runtimes.coreml import CoremlSession
+
+    return CoremlSession(artifact, threads)
+
+
+def open_reference(run: Path, batch: int = 1, threads: int = 1) -> Session:
+    """The PyTorch reference model of the model folder ``run``."""
+    from mf_deploy.models.stored import load_reference
+    from mf_deploy.runtimes.torch import TorchSession
+
+    model, record = load_reference(run)
+    return TorchSession(model, record.preprocessing, batch, threads)

@@ -1,0 +1,195 @@
+"""ONNX, for onnxruntime on Android, iOS, servers and NPUs."""
+
+import copy
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mf_deploy.artifact import Quantization, TensorInfo
+from mf_deploy.errors import GATE_FAILED, MfDeployError
+from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.onnx_file import count_precision, quantize_weights
+from mf_deploy.export.picture import HalfPrecision, PictureInput
+from mf_deploy.export.quiet import quiet
+from mf_deploy.export.target import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    CalibrationBatches,
+    ExportOptions,
+    TargetExporter,
+    WrittenModel,
+)
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from onnxruntime.quantization.calibrate import TensorsData
+
+MODEL_FILE = "model.onnx"
+OPSET = 20  # the first one with Gelu
+QUANTIZED_OPS = ["Conv"]
+SIMPLIFY_TOLERANCE = 1e-3  # room for float16; a wrong graph is off by orders of magnitude more
+
+
+class OnnxExporter(TargetExporter):
+    """torch.onnx.export (dynamo), checked, simplified, and checked again."""
+
+    name = "onnx"
+    modules = ("onnx", "onnxruntime", "onnxscript", "onnxsim")
+
+    def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
+        import onnx
+
+        model = self._simplified(graph, scheme, options)
+        model.producer_name, model.doc_string = "mf-deploy", graph.record.source.name
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, str(folder / MODEL_FILE))
+        return self._written(graph, options)
+
+    def quantize(
+        self,
+        graph: DeployGraph,
+        scheme: str,
+        options: ExportOptions,
+        batches: CalibrationBatches,
+        folder: Path,
+    ) -> WrittenModel:
+        import onnx
+
+        if scheme == "fp16":
+            return self.write(graph, scheme, options, folder)
+        if scheme == "w8":
+            model = self._simplified(graph, "fp32", options)
+            onnx.save(quantize_weights(model), str(folder / MODEL_FILE))
+        else:
+            self._quantize_static(graph, options, batches, folder)
+        onnx.checker.check_model(str(folder / MODEL_FILE))
+        return self._written(graph, options)
+
+    def count(self, model_path: Path) -> Quantization:
+        import onnx
+
+        return count_precision(onnx.load(str(model_path)))
+
+    def _quantize_static(
+        self, graph: DeployGraph, options: ExportOptions, batches: CalibrationBatches, folder: Path
+    ) -> None:
+        """QDQ by onnxruntime: U8 activations and S8 per-channel weights, which x86 and ARM both run."""
+        import onnx
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, quiet():
+            base, prepared = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
+            onnx.save(self._simplified(graph, "fp32", options), str(base))
+            quant_pre_process(str(base), str(prepared), skip_symbolic_shape=True)
+            quantizer = QDQQuantizer(
+                onnx.load(str(prepared)),
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=activation_ranges(prepared, graph, options, batches),
+                nodes_to_quantize=[],
+                nodes_to_exclude=[],
+                op_types_to_quantize=QUANTIZED_OPS,
+                extra_options={},
+            )
+            quantizer.quantize_model()
+            quantizer.model.save_model_to_file(str(folder / MODEL_FILE))
+
+    def _simplified(self, graph: DeployGraph, scheme: str, options: ExportOptions) -> "ModelProto":
+        import onnx
+        import onnxsim
+
+        module, example = copy.deepcopy(graph.module), graph.example()
+        if scheme == "fp16":
+            module = HalfPrecision(module)
+        if options.input == "uint8":
+            module = PictureInput(module, graph.record.preprocessing)
+            example = example_pictures(graph)
+        with quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                external_data=False,
+                verbose=False,
+            )
+            assert program is not None
+            model = onnx.shape_inference.infer_shapes(program.model_proto)
+            simplified, _ = onnxsim.simplify(model)
+        check_same(model, simplified, example.numpy())
+        return onnx.shape_inference.infer_shapes(simplified)
+
+    def _written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
+        side = graph.record.preprocessing.input_size
+        if options.input == "uint8":
+            shape: tuple[int, ...] = (graph.batch, side, side, 3)
+            taken = TensorInfo(name=INPUT_NAME, shape=shape, layout="NHWC", dtype="uint8", range=(0, 255))
+        else:
+            shape = (graph.batch, 3, side, side)
+            taken = TensorInfo(name=INPUT_NAME, shape=shape, layout="NCHW", dtype="float32")
+        logits = TensorInfo(
+            name=OUTPUT_NAME,
+            shape=(graph.batch, graph.record.source.num_classes),
+            layout="NC",
+            dtype="float32",
+        )
+        tools = {name: version(name) for name in self.modules}
+        return WrittenModel(MODEL_FILE, taken, [logits], tools)
+
+
+def example_pictures(graph: DeployGraph) -> torch.Tensor:
+    """Seeded (batch, H, W, 3) uint8 pictures."""
+    side = graph.record.preprocessing.input_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (graph.batch, side, side, 3), generator=generator, dtype=torch.uint8)
+
+
+def check_same(before: "ModelProto", after: "ModelProto", example: np.ndarray) -> None:
+    """Run both models on ``example``; the simplifier must not have changed the outputs."""
+    import onnxruntime
+
+    outputs = []
+    for model in (before, after):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        outputs.append(session.run(None, {INPUT_NAME: example})[0].astype(np.float64))
+    error, spread = np.abs(outputs[0] - outputs[1]).max(), np.ptp(outputs[0])
+    if not error <= SIMPLIFY_TOLERANCE * max(spread, 1e-6):
+        raise MfDeployError(
+            "Simplifying the ONNX graph changed its outputs",
+            f"by {error:.2e} at a range of {spread:.2e}",
+            "Try another onnxsim version.",
+            GATE_FAILED,
+        )
+
+
+def activation_ranges(
+    model_path: Path, graph: DeployGraph, options: ExportOptions, batches: CalibrationBatches
+) -> "TensorsData":
+    """Running minima and maxima of the tensors to quantize, one batch in memory at a time."""
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    class OneBatch(CalibrationDataReader):
+        def __init__(self, pictures: np.ndarray) -> None:
+            taken = pictures if options.input == "uint8" else graph.record.preprocessing.normalize(pictures)
+            self.inputs: dict[str, np.ndarray] | None = {INPUT_NAME: taken}
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            inputs, self.inputs = self.inputs, None
+            return inputs
+
+    augmented = model_path.with_name("augmented.onnx")
+    calibrator = create_calibrator(model_path, QUANTIZED_OPS, augmented_model_path=str(augmented))
+    for pictures in batches():
+        calibrator.collect_data(OneBatch(pictures))
+    return calibrator.compute_data()

@@ -1,0 +1,140 @@
+"""Reading and rewriting ONNX files: what they compute at which precision, and int8 weights."""
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mf_deploy.artifact import Quantization
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+WEIGHT_OPS = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+MIN_QUANTIZED_ELEMENTS = 64
+
+
+def count_precision(model: "ModelProto") -> Quantization:
+    """Multiply-adds and stored weights of ``model`` by precision.
+
+    A multiply-add is int8 where both factors come out of a DequantizeLinear, which is what an engine
+    fuses into an integer kernel; weights alone in int8 leave the arithmetic in float.
+    """
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(model)
+    graph = model.graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    }
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    }
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shapes |= {name: list(tensor.dims) for name, tensor in constants.items()}
+    types |= {name: tensor.data_type for name, tensor in constants.items()}
+    dequantized = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
+    macs: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type in WEIGHT_OPS:
+            macs[_precision(node, dequantized, constants, types)] += _macs(node, shapes)
+    return Quantization(macs=dict(macs), parameters=_stored(model))
+
+
+def _precision(node: "NodeProto", dequantized: dict, constants: dict, types: dict[str, int]) -> str:
+    import onnx
+
+    sources = [dequantized.get(name) for name in node.input[:2]]
+    if all(sources) and any(source.input[0] not in constants for source in sources if source):
+        return "int8"
+    half = types.get(node.output[0]) == onnx.TensorProto.FLOAT16
+    return "fp16" if half else "fp32"
+
+
+def _macs(node: "NodeProto", shapes: dict[str, list[int]]) -> int:
+    out = math.prod(shapes[node.output[0]])
+    if node.op_type == "Conv":
+        return out * math.prod(shapes[node.input[1]][1:])
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return out * shapes[node.input[0]][-2 if transposed else -1]
+
+
+def _stored(model: "ModelProto") -> dict[str, int]:
+    """Weights by precision; scales, zero points and integer shape operands are not weights."""
+    import onnx
+
+    names = {
+        onnx.TensorProto.FLOAT: "fp32",
+        onnx.TensorProto.FLOAT16: "fp16",
+        onnx.TensorProto.INT8: "int8",
+        onnx.TensorProto.UINT8: "int8",
+        onnx.TensorProto.INT32: "int32",
+    }
+    helpers = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
+    stored: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        if tensor.name not in helpers and tensor.data_type in names:
+            stored[names[tensor.data_type]] += math.prod(tensor.dims)
+    return dict(stored)
+
+
+def quantize_weights(model: "ModelProto") -> "ModelProto":
+    """Store the weights of Conv, Gemm and MatMul as int8 per output channel, symmetric.
+
+    Each becomes an int8 constant behind a DequantizeLinear; the arithmetic stays in float.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    done: set[str] = set()
+    inserted = []
+    for node in graph.node:
+        name = node.input[WEIGHT_OPS[node.op_type]] if node.op_type in WEIGHT_OPS else ""
+        tensor = constants.get(name)
+        if tensor is None or len(tensor.dims) < 2 or math.prod(tensor.dims) < MIN_QUANTIZED_ELEMENTS:
+            continue
+        if name not in done:
+            done.add(name)
+            axis = _output_axis(node, len(tensor.dims))
+            codes, scale = int8_codes(numpy_helper.to_array(tensor), axis)
+            graph.initializer.remove(tensor)
+            graph.initializer.extend(
+                numpy_helper.from_array(array, f"{name}_{suffix}")
+                for array, suffix in (
+                    (codes, "int8"),
+                    (scale, "scale"),
+                    (np.zeros_like(scale, np.int8), "zero"),
+                )
+            )
+            operands = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
+            inserted.append(
+                helper.make_node("DequantizeLinear", operands, [name], f"{name}_dequantize", axis=axis)
+            )
+    for node in reversed(inserted):
+        graph.node.insert(0, node)
+    return model
+
+
+def _output_axis(node: "NodeProto", rank: int) -> int:
+    """The axis of a weight that counts output channels."""
+    if node.op_type == "Conv":
+        return 0
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if transposed else rank - 1
+
+
+def int8_codes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 codes in [−127, 127] and the scale of each slice along ``axis``."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    peak = np.abs(weight).max(axis=others, keepdims=True)
+    scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
+    return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale.reshape(-1)

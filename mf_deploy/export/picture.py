@@ -1,0 +1,31 @@
+"""The network behind a camera: scaling and normalisation become part of the graph."""
+
+import torch
+from torch import Tensor, nn
+
+from mf_deploy.preprocessing import Preprocessing
+
+
+class PictureInput(nn.Module):
+    """Takes (N, H, W, 3) pictures in [0, 255], of any dtype, where ``network`` takes normalised NCHW."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("offset", (-torch.tensor(preprocessing.mean, dtype=torch.float64) / std).float())
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network((pictures.float() * self.scale + self.offset).permute(0, 3, 1, 2))
+
+
+class HalfPrecision(nn.Module):
+    """float32 in and out around a float16 network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.half()).float()
