@@ -1,0 +1,136 @@
+"""int8 for Core ML: coremltools' passes, with activation ranges measured by the MIL interpreter.
+
+coremltools' own ``linear_quantize_activations`` needs Apple's runtime, holds all samples in memory, and its
+recorder overwrites minimum and maximum with those of the last sample (version 9.0). Here the ranges are
+accumulated over all batches, one batch in memory at a time, and handed to the passes that it consists of.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mf_deploy.errors import MfDeployError
+from mf_deploy.export.target import INPUT_NAME, CalibrationBatches, ExportOptions
+from mf_deploy.mil import Interpreter, MilProgram, quiet_coremltools, read_program
+from mf_deploy.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import coremltools as ct
+
+QUANTIZED_OPERATIONS = ("conv", "linear", "add", "avg_pool", "max_pool")
+FOLLOWING_ACTIVATIONS = ("relu", "relu6", "leaky_relu", "tanh", "scaled_tanh", "sigmoid", "hard_sigmoid")
+"""What coremltools' passes may quantize, and what they may fuse behind it."""
+
+WEIGHTED_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "einsum")
+
+ACTIVATION_PASSES = (
+    "compression::insert_prefix_quantize_dequantize_pair",
+    "compression::insert_suffix_quantize_dequantize_pair",
+    "common::dequantize_quantize_pair_elimination",
+)
+
+ACTIVATION_MODE = "linear_symmetric"
+
+SMALLEST_SPREAD = 2.0**-10
+"""A narrower range would give a scale of zero in float16."""
+
+Ranges = dict[str, dict[str, float]]
+"""Smallest and largest value (``rmin``, ``rmax``) of tensors by name, as coremltools' passes take them."""
+
+
+def quantize_weights(model: "ct.models.MLModel") -> "ct.models.MLModel":
+    """int8 weights, symmetric, one scale per output channel, for every convolution and matrix product."""
+    with quiet_coremltools():
+        from coremltools.optimize import coreml as cto
+
+        weights = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
+        config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED_OPERATIONS, weights))
+        return cto.linear_quantize_weights(model, config)
+
+
+def quantize_activations(
+    model: "ct.models.MLModel",
+    batches: CalibrationBatches,
+    options: ExportOptions,
+    preprocessing: Preprocessing,
+) -> "ct.models.MLModel":
+    """int8 activations around every convolution, linear layer and addition of a float16 ``model``.
+
+    Raises:
+        MfDeployError: no calibration pictures, or an activation that is not finite.
+    """
+    ranges = measure_ranges(read_program(model, "the float16 model"), batches, options, preprocessing)
+    with quiet_coremltools():
+        from coremltools import _SPECIFICATION_VERSION_IOS_17
+        from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+        from coremltools.models.utils import _apply_graph_pass
+        from coremltools.optimize import coreml as cto
+
+        activations = cto.OpLinearQuantizerConfig(mode=ACTIVATION_MODE, dtype="int8")
+        passes = []
+        for name in ACTIVATION_PASSES:
+            graph_pass: Any = type(PASS_REGISTRY[name])()  # the registry's own object would keep our ranges
+            if name.startswith("compression::"):
+                graph_pass.config = cto.OptimizationConfig(global_config=activations)
+                graph_pass.activation_stats = ranges
+            passes.append(graph_pass)
+        return _apply_graph_pass(model, passes, spec_version=_SPECIFICATION_VERSION_IOS_17)
+
+
+def measure_ranges(
+    program: MilProgram, batches: CalibrationBatches, options: ExportOptions, preprocessing: Preprocessing
+) -> Ranges:
+    """Smallest and largest value, over all calibration pictures, of the tensors that will be quantized."""
+    interpreter = Interpreter(program)
+    recorder = RangeRecorder(_quantized_tensors(program))
+    pictures: np.ndarray | None = None
+    for pictures in batches():
+        if options.input == "uint8":
+            images = pictures.transpose(0, 3, 1, 2)
+        else:
+            images = preprocessing.normalize(pictures)
+        recorder(INPUT_NAME, torch.from_numpy(np.ascontiguousarray(images)))
+        interpreter.run({INPUT_NAME: images}, recorder)
+    if pictures is None:
+        raise MfDeployError(
+            "Cannot calibrate", "there are no pictures", "Give --calibration a folder of images."
+        )
+    return {name: _usable(name, bounds) for name, bounds in recorder.ranges.items()}
+
+
+class RangeRecorder:
+    """Running minimum and maximum of the tensors ``names``."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+        self.ranges: Ranges = {}
+
+    def __call__(self, name: str, value: torch.Tensor) -> None:
+        if name not in self.names:
+            return
+        low, high = (bound.item() for bound in torch.aminmax(value))
+        seen = self.ranges.setdefault(name, {"rmin": low, "rmax": high})
+        seen["rmin"], seen["rmax"] = min(low, seen["rmin"]), max(high, seen["rmax"])
+
+
+def _quantized_tensors(program: MilProgram) -> set[str]:
+    names = {INPUT_NAME}
+    for operation in program.operations:
+        if operation.op_type in QUANTIZED_OPERATIONS:
+            operands = [operation.inputs["x"], operation.inputs.get("y")]
+            names |= {variable.name for variable in operands if variable is not None}
+        if operation.op_type in QUANTIZED_OPERATIONS + FOLLOWING_ACTIVATIONS:
+            names.add(operation.outputs[0].name)
+    return names
+
+
+def _usable(name: str, bounds: dict[str, float]) -> dict[str, float]:
+    low, high = bounds["rmin"], bounds["rmax"]
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise MfDeployError(
+            "Cannot calibrate",
+            f"the activation {name} reaches {low} to {high} in float16",
+            "Use --scheme w8, or rescale the model.",
+        )
+    return {"rmin": low, "rmax": max(high, low + SMALLEST_SPREAD)}
