@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from mf_deploy.cli.command import console, run_command
+from mf_deploy.cli.command import run_command
 from mf_deploy.errors import MfDeployError
 
 if TYPE_CHECKING:
     from mf_deploy.artifact import Artifact
     from mf_deploy.benchmarks import Device, LatencyReport, Protocol
-    from mf_deploy.benchmarks.latency import LatencyRatio, Measurement
+    from mf_deploy.benchmarks.latency import BenchReport, LatencyRatio, Measurement
     from mf_deploy.benchmarks.measure import Progress
 
 Result = TypeVar("Result")
@@ -51,16 +51,14 @@ class Threads(click.ParamType):
 @click.option(
     "--vs", metavar="RUN", type=click.Path(path_type=Path), help="Also time each artifact against this one."
 )
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every sample here."
-)
+@click.option("--json", "json_file", metavar="FILE", help="Write every sample there; - is standard output.")
 def bench(
     runs: tuple[Path, ...],
     threads: tuple[int, ...],
     count: int | None,
     seconds: float | None,
     vs: Path | None,
-    json_file: Path | None,
+    json_file: str | None,
 ) -> int:
     """Time artifacts on this machine: load, first inference, percentiles, throughput, memory.
 
@@ -70,7 +68,7 @@ def bench(
     With --vs, each artifact and the one at RUN (for a model folder: the one of the same name) also take
     turns in one process; the ratio of their medians comes with its 95 % interval.
     """
-    from mf_deploy.artifact import find_artifacts, write_whole
+    from mf_deploy.artifact import find_artifacts
     from mf_deploy.benchmarks import Protocol, open_device
     from mf_deploy.benchmarks.latency import BenchReport
 
@@ -80,7 +78,7 @@ def bench(
     device = open_device("host")
     for number in threads:
         device.check_threads(number)
-    artifacts = list({a.folder.resolve(): a for run in runs for a in find_artifacts(run)}.values())
+    artifacts = list({a.folder: a for run in runs for a in find_artifacts(run.resolve())}.values())
     partners = _partners(artifacts, vs, device) if vs else {}
     _check_writable([artifact.folder.parent / "results" for artifact in artifacts], json_file)
 
@@ -90,11 +88,11 @@ def bench(
             report = job.time(artifact, number)
             if report.measurement and artifact.folder in partners:
                 job.compare(artifact, partners[artifact.folder], number)
-    if json_file:
-        write_whole(json_file, BenchReport(reports=job.reports, ratios=job.ratios).model_dump_json().encode())
-    _print_table(job.reports)
-    _print_ratios(job.ratios)
-    _print_notes(job.reports)
+    _write_json(json_file, BenchReport(reports=job.reports, ratios=job.ratios))
+    to_stderr = json_file == "-"
+    _print_table(job.reports, to_stderr)
+    for line in [*_ratio_lines(job.ratios), *_notes(job.reports)]:
+        click.echo(line, err=to_stderr)
     return max(job.exit_codes, default=0)
 
 
@@ -166,12 +164,12 @@ def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device") -> "dict[
     """Artifact folder -> what to compare it with: the only artifact at ``vs``, or its namesake there."""
     from mf_deploy.artifact import find_artifacts
 
-    others = find_artifacts(vs)
+    others = find_artifacts(vs.resolve())
     by_name = {other.name: other for other in others}
     partners = {}
     for artifact in artifacts:
         other = others[0] if len(others) == 1 else by_name.get(artifact.name)
-        if other is not None and other.folder.resolve() != artifact.folder.resolve():
+        if other is not None and other.folder != artifact.folder:
             partners[artifact.folder] = other
     timed = [other for other in partners.values() if not device.reason_not_to_run(other)]
     if not timed:
@@ -183,18 +181,28 @@ def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device") -> "dict[
     return {folder: other for folder, other in partners.items() if other in timed}
 
 
-def _check_writable(folders: list[Path], json_file: Path | None) -> None:
+def _check_writable(folders: list[Path], json_file: str | None) -> None:
     """Refuse what cannot be written before anything slow starts."""
     from mf_deploy.artifact import check_writable
 
     for folder in dict.fromkeys(folders):
         check_writable(folder / "bench", force=True)
-    if json_file:
-        check_writable(json_file, force=True)
+    if json_file and json_file != "-":
+        check_writable(Path(json_file), force=True)
 
 
-def _print_table(reports: "list[LatencyReport]") -> None:
+def _write_json(json_file: str | None, report: "BenchReport") -> None:
+    from mf_deploy.artifact import write_whole
+
+    if json_file == "-":
+        click.echo(report.model_dump_json())
+    elif json_file:
+        write_whole(Path(json_file), report.model_dump_json().encode())
+
+
+def _print_table(reports: "list[LatencyReport]", to_stderr: bool) -> None:
     from rich import box
+    from rich.console import Console
     from rich.markup import escape
     from rich.measure import Measurement as Width
     from rich.table import Table
@@ -219,7 +227,7 @@ def _print_table(reports: "list[LatencyReport]") -> None:
         name = f"{report.model}/{report.artifact}" if several else report.artifact
         cells = _measured_cells(report.measurement) if report.measurement else ["not run", *[""] * 7]
         table.add_row(escape(name), str(report.threads), *cells, _figure(report.model_bytes / MEGABYTE))
-    out = console()
+    out = Console(stderr=to_stderr)
     needed = Width.get(out, out.options.update(max_width=1000), table).maximum
     out.width = max(out.width, needed)
     out.print(table, crop=False)
@@ -242,29 +250,38 @@ def _figure(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
-def _print_ratios(ratios: "list[LatencyRatio]") -> None:
+def _ratio_lines(ratios: "list[LatencyRatio]") -> list[str]:
+    lines = []
     for found in ratios:
         verdict = "slower" if found.low > 1 else "faster" if found.high < 1 else "no difference seen"
-        click.echo(
-            f"{found.artifact} takes {found.ratio:.3f} × the time of {found.against}"
+        lines.append(
+            f"{_short(found.artifact)} takes {found.ratio:.3f} × the time of {_short(found.against)}"
             f" (95 % interval {found.low:.3f} to {found.high:.3f}, {len(found.blocks_ms)} pairs of blocks,"
             f" threads {found.threads}): {verdict}"
         )
+    return lines
 
 
-def _print_notes(reports: "list[LatencyReport]") -> None:
-    for line in dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run):
-        click.echo(line)
+def _short(folder: str) -> str:
+    """The folder as seen from here, where it lies below."""
+    path = Path(folder)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _notes(reports: "list[LatencyReport]") -> list[str]:
+    """What could not be run, and where, how and with what the others were."""
+    reasons = dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run)
     device, protocol = reports[0].device, reports[0].protocol
     engines = {
         f"{r.measurement.engine.name} {r.measurement.engine.version}" for r in reports if r.measurement
     }
     length = f"{protocol.min_seconds:g} s" if protocol.min_seconds else f"{protocol.min_runs} runs"
-    click.echo(
+    return [
+        *reasons,
         f"On {device.cpu}, {device.cores} cores, {device.os}; {', '.join(sorted(engines)) or 'no engine'};"
-        f" {length} after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up."
-        "\nMemory is the timing process's; + is what the model added. Times of this machine, not of a phone."
-    )
+        f" {length} after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up.",
+        "Memory is the timing process's; + is what the model added. Times of this machine, not of a phone.",
+    ]
 
 
 if __name__ == "__main__":

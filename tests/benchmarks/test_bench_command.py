@@ -129,7 +129,7 @@ def test_interrupted_it_leaves_no_process_and_no_half_result(run_folder: Path) -
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert stderr.startswith("error: Interrupted")
+    assert stderr.strip().startswith("error: Interrupted")
     assert "Traceback" not in stderr
     assert not any(worker.is_running() for worker in workers)
     assert not list((run_folder / "results").iterdir())
@@ -143,7 +143,7 @@ def test_interrupted_it_leaves_no_process_and_no_half_result(run_folder: Path) -
         (["--threads", "1000"], "Cannot time 1000 threads"),
         (["--runs", "5", "--seconds", "1"], "Cannot use --runs with --seconds"),
         (["--runs", "0"], "0 is not in the range"),
-        (["--vs", "nowhere"], "No artifact at nowhere"),
+        (["--vs", "nowhere"], "nowhere: no such folder"),
         (["--json", "/dev/null/x.json"], "Cannot write"),
     ],
 )
@@ -155,6 +155,18 @@ def test_bad_options_are_refused_in_one_line_before_anything_runs(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(run_folder.glob("results/*"))
+
+
+def test_json_on_standard_output_is_nothing_but_json(run_folder: Path) -> None:
+    done = mf_bench(run_folder / "onnx-w8a8", "--runs", "5", "--json", "-")
+    assert BenchReport.model_validate_json(done.stdout).reports[0].artifact == "onnx-w8a8"
+    assert "onnx-w8a8" in done.stderr
+
+
+def test_the_current_folder_can_be_the_artifact(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder / "onnx-w8a8")
+    assert mf_bench(".", "--runs", "5").returncode == 0
+    assert read_result(run_folder, "onnx-w8a8").artifact == "onnx-w8a8"
 
 
 def test_a_comparison_without_a_partner_is_refused(run_folder: Path) -> None:
