@@ -3,12 +3,12 @@
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from mf_deploy.artifact import ModelSource
 from mf_deploy.errors import MfDeployError
 from mf_deploy.models.checkpoint_file import Checkpoint, read_checkpoint
+from mf_deploy.models.empty import build_empty
 from mf_deploy.models.registry import ModelSpec, get_spec, list_models
 from mf_deploy.models.stored import build
 from mf_deploy.models.user import call_factory, is_factory
@@ -143,8 +143,7 @@ def _shapes_of(state: dict[str, Tensor]) -> Shapes:
 
 @lru_cache(maxsize=64)
 def _model_shapes(spec: ModelSpec, num_classes: int) -> Shapes:
-    with torch.device("meta"):
-        return _shapes_of(spec.build(num_classes).state_dict())
+    return _shapes_of(build_empty(spec, num_classes).state_dict())
 
 
 def _classes_in(shapes: Shapes, spec: ModelSpec) -> int | None:

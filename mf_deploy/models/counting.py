@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mf_deploy.artifact import Record
+from mf_deploy.models.empty import build_empty
 from mf_deploy.models.registry import ModelSpec
 
 
@@ -64,6 +65,10 @@ class _MacCounter(TorchDispatchMode):
         super().__init__()
         self.macs = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and True imports the compiler, for a second
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -77,9 +82,7 @@ class _MacCounter(TorchDispatchMode):
 
 def summarize(spec: ModelSpec) -> ModelSummary:
     """Build the model with all weights zero (drawing random ones is slower) and count it."""
-    with torch.device("meta"):
-        model = spec.build(spec.num_classes)
-    model.to_empty(device="cpu")
+    model = build_empty(spec, spec.num_classes, device="cpu")
     for value in model.state_dict().values():
         value.zero_()
     return ModelSummary(
