@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from mf_deploy.artifact import Artifact
 from mf_deploy.errors import MfDeployError, require
 from mf_deploy.mil import Interpreter, quiet_coremltools
+from mf_deploy.mil.interpreter import Watch
 from mf_deploy.runtimes.session import Session
 
 ComputeUnits = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
@@ -42,16 +44,29 @@ class CoremlSession(Session):
     def _infer(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
         return self._engine.run(prepared)
 
+    def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        if not isinstance(self._engine, _Interpreted):
+            yield from super().intermediates(batch)
+            return
+        for chunk in self._chunks(batch):
+            tensors: dict[str, np.ndarray] = {}
+            self._engine.run(chunk, partial(_keep, tensors))
+            yield tensors
+
+
+def _keep(tensors: dict[str, np.ndarray], name: str, value: torch.Tensor) -> None:
+    tensors[name] = value.numpy()
+
 
 class _Interpreted:
     def __init__(self, artifact: Artifact, outputs: list[str], threads: int) -> None:
         self.input, self.threads = artifact.manifest.input, threads
         self.interpreter = Interpreter(artifact.model_path, outputs)
 
-    def run(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, prepared: np.ndarray, watch: Watch | None = None) -> dict[str, np.ndarray]:
         images = prepared.transpose(0, 3, 1, 2) if self.input.layout == "NHWC" else prepared
         with torch_threads(self.threads):
-            return self.interpreter.run({self.input.name: images})
+            return self.interpreter.run({self.input.name: images}, watch)
 
 
 class _Apple:

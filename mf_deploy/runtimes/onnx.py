@@ -1,10 +1,17 @@
 """ONNX artifacts on onnxruntime's CPU engine."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from mf_deploy.artifact import Artifact
 from mf_deploy.errors import MfDeployError, require
 from mf_deploy.runtimes.session import Session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 
 class OnnxSession(Session):
@@ -16,6 +23,7 @@ class OnnxSession(Session):
 
         manifest = artifact.manifest
         super().__init__(artifact.name, manifest.input, manifest.preprocessing)
+        self._path = artifact.model_path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
@@ -31,3 +39,31 @@ class OnnxSession(Session):
     def _infer(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
         values = self._session.run(self._outputs, {self.input.name: prepared})
         return dict(zip(self._outputs, values, strict=True))
+
+    def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        session = _open_with_all_outputs(self._path)
+        names = [output.name for output in session.get_outputs()]
+        for chunk in self._chunks(batch):
+            values = session.run(names, {self.input.name: chunk})
+            yield {
+                name: np.asarray(value, np.float32)
+                for name, value in zip(names, values, strict=True)
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            }
+
+
+def _open_with_all_outputs(path: Path) -> "InferenceSession":
+    """A session that gives every tensor of the model and fuses nothing."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    known = {output.name for output in model.graph.output}
+    inner = [name for node in model.graph.node for name in node.output if name and name not in known]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

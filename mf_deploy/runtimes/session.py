@@ -2,6 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -74,6 +75,30 @@ class Session(ABC):
         """One inference on an input from ``prepare``, with nothing around it: what a benchmark times."""
         with self._lock:
             return self._infer(prepared)
+
+    def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Every float tensor inside the model, by name, for one inference after the other.
+
+        Quantized tensors come as the floats that they stand for. Fused kernels are taken apart for it, so
+        the last digits may differ from those of ``run``.
+
+        Args:
+            batch: as for ``run``; the number of samples is a multiple of ``batch_size``.
+
+        Raises:
+            MfDeployError: this runtime cannot show what is inside a model.
+        """
+        raise MfDeployError(
+            f"Cannot look inside {self.name}",
+            f"{type(self).__name__} shows outputs only",
+            "Look inside an artifact of another target.",
+        )
+
+    def _chunks(self, batch: np.ndarray) -> Iterator[np.ndarray]:
+        """``batch`` as inputs of exactly ``batch_size`` samples each."""
+        prepared = self.prepare(batch)
+        for start in range(0, len(prepared) - self.batch_size + 1, self.batch_size):
+            yield np.ascontiguousarray(prepared[start : start + self.batch_size])
 
     @abstractmethod
     def _infer(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
