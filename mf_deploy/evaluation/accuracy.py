@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,11 +16,13 @@ from mf_deploy.errors import MfDeployError
 from mf_deploy.evaluation.comparison import TOP_K, Comparison, PairedTally, Subject
 from mf_deploy.evaluation.gates import GateResult, Gates, judge
 from mf_deploy.evaluation.labels import refuse_permuted_labels
-from mf_deploy.evaluation.overlap import OverlapGuard
+from mf_deploy.evaluation.overlap import refuse_overlap
 from mf_deploy.evaluation.statistics import PairedDrop, Proportion, paired_drop, proportion
 from mf_deploy.runtimes.session import Session
 
 BATCH_SIZE = 32
+Progress = Callable[[int, int], None]
+MIL_INTERPRETER = "MIL interpreter"
 
 
 class AccuracyReport(Record):
@@ -36,7 +38,9 @@ class AccuracyReport(Record):
     model: str
     target: Target
     scheme: Scheme
-    kind: Literal["host"] = "host"
+    model_sha256: str
+    model_bytes: int
+    kind: Literal["host", "emulated"]
     runtime: str = Field(description="what ran the artifact")
     data: str
     images: int
@@ -80,7 +84,7 @@ def check(
     """
     from mf_deploy.runtimes import open_session
 
-    refuse_random_weights([artifact])
+    refuse_unfit([artifact], images, gates or Gates())
     return check_all([Subject(artifact, open_session(artifact), against)], images, gates)[0]
 
 
@@ -88,7 +92,7 @@ def check_all(
     subjects: Sequence[Subject],
     images: LabelledImages,
     gates: Gates | None = None,
-    on_images: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[AccuracyReport]:
     """Judge several artifacts, also of several models, reading the images once per preprocessing.
 
@@ -96,20 +100,46 @@ def check_all(
     of images, except for a few bytes an image.
 
     Args:
-        on_images: called after each batch with its number of images.
+        on_progress: called after each batch with how many images are done, and of how many; an image
+            counts once for each pass.
 
     Raises:
         MfDeployError: random weights, calibration images among the images, labels that do not fit the
             model or look permuted, a gate on accuracy without labels, no readable image.
     """
-    refuse_random_weights(subject.artifact for subject in subjects)
-    groups = [(group, bind_images(group[0].artifact, images)) for group in group_by_input(subjects)]
+    gates = gates or Gates()
+    refuse_unfit([subject.artifact for subject in subjects], images, gates)
     reports: dict[int, AccuracyReport] = {}
-    for group, bound in groups:
-        comparison = _compare(group, bound, gates or Gates(), on_images)
+    groups = _group_by_input(subjects)
+    for number, group in enumerate(groups):
+        bound = bind_images(group[0].artifact, images)
+        comparison = Comparison(group)
+        for done in _run(comparison, bound):
+            if on_progress is not None:
+                on_progress(number * len(images) + done, len(groups) * len(images))
+        _refuse_permuted(comparison, bound)
         for subject, tally in comparison.tallies:
-            reports[id(subject)] = _report(subject, tally, comparison, bound, gates or Gates())
+            reports[id(subject)] = _report(subject, tally, comparison, bound, gates)
     return [reports[id(subject)] for subject in subjects]
+
+
+def refuse_unfit(artifacts: Sequence[Artifact], images: LabelledImages, gates: Gates) -> None:
+    """Raise an error when the images cannot judge these artifacts, before anything slow is done.
+
+    Raises:
+        MfDeployError: random weights, labels that do not fit a model, a gate on accuracy without labels,
+            calibration images among the images.
+    """
+    refuse_random_weights(artifacts)
+    for artifact in artifacts:
+        bind_images(artifact, images)
+    if gates.max_drop_points is not None and not images.labelled:
+        raise MfDeployError(
+            f"Cannot judge an accuracy drop on {images.path}",
+            "the images have no labels",
+            "Give labelled --data, or --min-agreement in place of --max-drop.",
+        )
+    refuse_overlap(artifacts, images)
 
 
 def refuse_random_weights(artifacts: Iterable[Artifact]) -> None:
@@ -123,7 +153,7 @@ def refuse_random_weights(artifacts: Iterable[Artifact]) -> None:
             )
 
 
-def group_by_input(subjects: Sequence[Subject]) -> list[list[Subject]]:
+def _group_by_input(subjects: Sequence[Subject]) -> list[list[Subject]]:
     """Subjects that take the same pictures and labels, in the order of their first members."""
     groups: dict[tuple[str, int, tuple[str, ...]], list[Subject]] = {}
     for subject in subjects:
@@ -138,55 +168,41 @@ def group_by_input(subjects: Sequence[Subject]) -> list[list[Subject]]:
 
 
 def bind_images(artifact: Artifact, images: LabelledImages) -> LabelledImages:
-    """The images with their labels as the artifact's class indices."""
+    """The images with their labels, if they have any, as the artifact's class indices."""
+    if not images.labelled:
+        return images
     return images.bind(artifact.manifest.labels, artifact.manifest.model.num_classes)
 
 
 def runtime_name(target: Target) -> str:
     """What runs a target on this machine; off macOS a Core ML program runs in our interpreter."""
     if target == "coreml":
-        return "Core ML" if sys.platform == "darwin" else "MIL interpreter"
+        return "Core ML" if sys.platform == "darwin" else MIL_INTERPRETER
     name, package = {"onnx": ("ONNX Runtime", "onnxruntime"), "tflite": ("LiteRT", "ai-edge-litert")}[target]
     return f"{name} {metadata.version(package)}"
 
 
-def _compare(
-    group: Sequence[Subject], images: LabelledImages, gates: Gates, on_images: Callable[[int], None] | None
-) -> Comparison:
-    """One pass over the images with all sessions of a group."""
-    manifest = group[0].artifact.manifest
-    data = str(images.path)
-    guard = OverlapGuard([subject.artifact for subject in group])
-    comparison = Comparison(group)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for batch in images.batches(manifest.preprocessing, BATCH_SIZE):
-            guard.add(batch.digests)
-            if not guard.overlapping:
-                comparison.add(batch, pool)
-                _require_labels(comparison, gates, data)
-            if on_images is not None:
-                on_images(len(batch.labels))
-    guard.refuse(data)
-    if not comparison.images:
-        raise MfDeployError(f"Nothing to check in {data}", "no image could be read", "Give other --data.")
+def _run(comparison: Comparison, images: LabelledImages) -> Iterator[int]:
+    """One pass over the images; yields how many are done."""
+    preprocessing = comparison.tallies[0][0].artifact.manifest.preprocessing
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        for batch in images.batches(preprocessing, BATCH_SIZE, workers=max(2, cores // 2)):
+            comparison.add(batch, pool)
+            yield comparison.images
+
+
+def _refuse_permuted(comparison: Comparison, images: LabelledImages) -> None:
+    num_classes = comparison.tallies[0][0].artifact.manifest.model.num_classes
     for labels, predictions in comparison.labels_and_predictions():
-        refuse_permuted_labels(data, labels, predictions, manifest.model.num_classes)
-    return comparison
-
-
-def _require_labels(comparison: Comparison, gates: Gates, data: str) -> None:
-    if gates.max_drop_points is not None and not comparison.labelled:
-        raise MfDeployError(
-            f"Cannot judge an accuracy drop on {data}",
-            "the images have no labels",
-            "Give labelled --data, or --min-agreement in place of --max-drop.",
-        )
+        refuse_permuted_labels(str(images.path), labels, predictions, num_classes)
 
 
 def _report(
     subject: Subject, tally: PairedTally, comparison: Comparison, images: LabelledImages, gates: Gates
 ) -> AccuracyReport:
     manifest = subject.artifact.manifest
+    runtime = runtime_name(manifest.target)
     reference = comparison.references[id(subject.against)]
     n = comparison.labelled
     has_top5 = n > 0 and manifest.model.num_classes > TOP_K
@@ -198,7 +214,10 @@ def _report(
         model=manifest.model.name,
         target=manifest.target,
         scheme=manifest.scheme,
-        runtime=runtime_name(manifest.target),
+        model_sha256=subject.artifact.sha256,
+        model_bytes=subject.artifact.size_bytes,
+        kind="emulated" if runtime == MIL_INTERPRETER else "host",
+        runtime=runtime,
         data=str(images.path),
         images=comparison.images,
         skipped=len(images.skipped),

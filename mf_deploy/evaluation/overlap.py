@@ -1,41 +1,27 @@
 """No artifact is judged on images that it was calibrated on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from mf_deploy.artifact import Artifact
+from mf_deploy.data.images import LabelledImages
 from mf_deploy.errors import MfDeployError
 
 
-class OverlapGuard:
-    """Counts the evaluation images that an artifact's calibration also used, by the files' digests."""
+def refuse_overlap(artifacts: Iterable[Artifact], images: LabelledImages) -> None:
+    """Raise an error that says how many of ``images`` an artifact was calibrated on, if any.
 
-    def __init__(self, artifacts: Sequence[Artifact]) -> None:
-        self._calibrations = [
-            (artifact, calibration, frozenset(calibration.image_digests))
-            for artifact in artifacts
-            if (calibration := artifact.manifest.calibration) is not None
-        ]
-        self._counts = [0] * len(self._calibrations)
-        self._images = 0
-
-    @property
-    def overlapping(self) -> bool:
-        """Whether an image was found in a calibration set: no accuracy will come of this pass."""
-        return any(self._counts)
-
-    def add(self, digests: Sequence[str]) -> None:
-        """Look the images of one batch up in every calibration set."""
-        self._images += len(digests)
-        for index, (_, _, known) in enumerate(self._calibrations):
-            self._counts[index] += sum(digest in known for digest in digests)
-
-    def refuse(self, data: str) -> None:
-        """Raise an error that says how many images overlap, if any do."""
-        for count, (artifact, calibration, _) in zip(self._counts, self._calibrations, strict=True):
-            if count:
-                raise MfDeployError(
-                    f"No accuracy for {artifact.folder}",
-                    f"{count} of the {self._images} images in {data} are among the {calibration.samples} "
-                    f"from {calibration.source} that it was calibrated on",
-                    "Give other images to --data, or quantize with others.",
-                )
+    Images are the same when their files are: by digest, whatever their names. The files are read once,
+    without decoding, and only when one of the artifacts was calibrated.
+    """
+    calibrated = [(a, a.manifest.calibration) for a in artifacts if a.manifest.calibration is not None]
+    digests = images.digests() if calibrated else []
+    for artifact, calibration in calibrated:
+        known = frozenset(calibration.image_digests)
+        count = sum(digest in known for digest in digests)
+        if count:
+            raise MfDeployError(
+                f"No accuracy for {artifact.folder}",
+                f"{count} of the {len(digests)} images in {images.path} are among the {calibration.samples} "
+                f"from {calibration.source} that it was calibrated on",
+                "Give other images to --data, or quantize with others.",
+            )
