@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
+PIPED_WIDTH = 140
 
 
 def run_command(command: click.Command) -> None:
@@ -73,10 +74,10 @@ class Triple(click.ParamType):
 
 
 def console() -> "Console":
-    """Where tables and progress bars go: standard error is for people, standard output for results."""
+    """Where tables go: standard output, wide enough for them when it is a file or a pipe."""
     from rich.console import Console
 
-    return Console()
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 def progress_bar(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
