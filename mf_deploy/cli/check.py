@@ -159,9 +159,7 @@ def _print_table(out: "Console", reports: "list[AccuracyReport]") -> None:
 
     first = reports[0]
     _line(out, f"{first.model} on {Path(first.data).name}, {first.images:,} images, 95 % intervals")
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("artifact", no_wrap=True)
     headers = ("top-1 %", "top-5 %", "drop of top-1\npoints", "agree-\nment %", "SQNR\ndB", "max\n|Δlogit|")
     for header in (*headers, "mean\n|Δlogit|", "images\n/s"):
@@ -238,9 +236,7 @@ def _print_layers(out: "Console", report: "DriftReport") -> None:
 
     computed = [layer for layer in report.layers if layer.computed]
     _line(out, f"{report.model}/{report.artifact}, {report.images} images: SQNR of the layers, dB")
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for header, justify in (("block", "left"), ("layers", "right"), ("lowest", "right"), ("at", "left")):
         table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("its output", justify="right", no_wrap=True)
