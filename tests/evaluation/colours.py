@@ -91,11 +91,11 @@ def model_source(**changes: object) -> ModelSource:
 
 
 def write_artifact(
-    folder: Path, model: ColourNet, scheme: str = "fp32", noise: float = 0.0, **changes: object
+    folder: Path, net: ColourNet, scheme: str = "fp32", noise: float = 0.0, **changes: object
 ) -> Artifact:
-    """``model`` as an ONNX artifact with folded batch norm; ``noise`` is added to the head's weights."""
+    """``net`` as an ONNX artifact with folded batch norm; ``noise`` is added to the head's weights."""
     folder.mkdir(parents=True)
-    onnx.save(_onnx_model(model, noise), str(folder / "model.onnx"))
+    onnx.save(_onnx_model(net, noise), str(folder / "model.onnx"))
     fields: dict[str, object] = {
         "target": "onnx",
         "scheme": scheme,
