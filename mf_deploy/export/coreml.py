@@ -42,8 +42,7 @@ class CoremlExporter(TargetExporter):
     """
 
     name = "coreml"
-    extra = "coreml"
-    packages = ("coremltools", "torch")
+    modules = ("coremltools",)
 
     def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
         target = deployment_target(options.deployment_target, OLDEST_TARGET)
@@ -87,7 +86,7 @@ class CoremlExporter(TargetExporter):
             make_classifier(spec, graph.record.labels or [])
         describe(spec, graph.record, scheme)
         write_package(spec, Path(model.weights_dir) / "weight.bin", folder / PACKAGE)
-        tools = {name: version(name) for name in self.packages} | {"deployment_target": target}
+        tools = {"coremltools": version("coremltools"), "deployment_target": target}
         return WrittenModel(PACKAGE, input_info(graph, options), [output_info(graph)], tools)
 
 

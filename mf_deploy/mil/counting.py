@@ -85,11 +85,15 @@ def _is_int8(variable: "Var") -> bool:
 
 def _stored(operation: "Operation") -> list["Var"]:
     """The weights that ``operation`` stores: a constant that is used as it is, or a compressed one."""
+    from coremltools.converters.mil.mil import types
+
     if operation.op_type.startswith("constexpr_"):
         payloads = [operation.inputs.get(name) for name in _PAYLOADS]
         return [variable for variable in payloads if variable is not None and variable.op.op_type == "const"]
-    variable = operation.outputs[0] if operation.op_type == "const" else None
-    if variable is None or variable.rank == 0 or not _dtype(variable).startswith("fp"):
+    variable = operation.outputs[0]
+    if operation.op_type != "const" or not types.is_tensor(variable.sym_type):
+        return []
+    if not _dtype(variable).startswith("fp"):
         return []
     feeds_compressed = all(child.op_type.startswith("constexpr_") for child in variable.child_ops)
     return [] if feeds_compressed and variable.child_ops else [variable]

@@ -165,7 +165,7 @@ def _quantize(operation: "Operation") -> Kernel:
     """clip(round(x / scale) + zero_point); the integers are kept in a float tensor, exactly."""
     scale = _along_axis(operation, "scale")
     low, high = {"int8": (-128.0, 127.0), "uint8": (0.0, 255.0)}[parameter(operation, "output_dtype")]
-    if operation.inputs["zero_point"] is None:
+    if operation.inputs.get("zero_point") is None:
         return lambda x: (x / scale).round_().clamp_(low, high)
     zero_point = _along_axis(operation, "zero_point")
     return lambda x: (x / scale).round_().add_(zero_point).clamp_(low, high)
@@ -174,7 +174,7 @@ def _quantize(operation: "Operation") -> Kernel:
 @rule("dequantize", tensors=("input",))
 def _dequantize(operation: "Operation") -> Kernel:
     scale = _along_axis(operation, "scale")
-    if operation.inputs["zero_point"] is None:
+    if operation.inputs.get("zero_point") is None:
         return lambda q: q * scale
     zero_point = _along_axis(operation, "zero_point")
     return lambda q: (q - zero_point) * scale

@@ -7,7 +7,7 @@ between ``quantize`` and ``dequantize`` are exact. Compressed weights are expand
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from coremltools.converters.mil.mil import Operation, Var
 
 Watch = Callable[[str, torch.Tensor], None]
-"""Called with the name and value of each intermediate tensor, in execution order."""
+"""Called with the name and value of each float tensor that the program computes, in execution order."""
 
 ABSENT = 0
 """The slot of an optional input that is not given; it always holds None."""
@@ -38,7 +38,8 @@ class _Step:
     results: tuple[int, ...]
     names: tuple[str, ...]
     rounded: tuple[bool, ...]
-    done: tuple[int, ...]
+    shown: bool
+    done: tuple[int, ...] = ()
 
 
 class Interpreter:
@@ -71,7 +72,7 @@ class Interpreter:
 
         Args:
             inputs: one array per program input, float32; an image as (1, 3, H, W) with values 0 to 255.
-            watch: sees each intermediate tensor.
+            watch: sees what is computed on the way.
 
         Returns:
             the outputs by name, float32.
@@ -104,7 +105,8 @@ class Interpreter:
         results = tuple(self._new_slot(variable.name) for variable in operation.outputs)
         rounded = tuple(not rule.moves_only and _is_fp16(variable) for variable in operation.outputs)
         names = tuple(variable.name for variable in operation.outputs)
-        return _Step(rule.build(operation), arguments, results, names, rounded, ())
+        shown = operation.op_type != "quantize"  # its integers are seen as floats after dequantize
+        return _Step(rule.build(operation), arguments, results, names, rounded, shown)
 
     def _slot_of(self, variable: "Var | None") -> int:
         if variable is None:
@@ -120,8 +122,7 @@ class Interpreter:
         for step in reversed(steps):
             done = (set(step.arguments) | set(step.results)) - kept
             kept |= done
-            values = (step.kernel, step.arguments, step.results, step.names, step.rounded)
-            planned.append(_Step(*values, tuple(done)))
+            planned.append(replace(step, done=tuple(done)))
         return planned[::-1]
 
 
@@ -130,7 +131,7 @@ def _execute(step: _Step, values: list[Any], watch: Watch | None) -> None:
     results = result if isinstance(result, tuple) else (result,)
     for slot, value, rounded, name in zip(step.results, results, step.rounded, step.names, strict=True):
         values[slot] = value.to(torch.float16).to(torch.float32) if rounded else value
-        if watch is not None:
+        if watch is not None and step.shown and value.is_floating_point():
             watch(name, values[slot])
     for slot in step.done:
         values[slot] = None
