@@ -34,17 +34,19 @@ def _table(summaries: "list[ModelSummary]") -> "Table":
 
     sources = list(dict.fromkeys(model.source for model in summaries))
     notes = "\n".join(f"{number}  {source}" for number, source in enumerate(sources, start=1))
-    caption = f"M = million, MACs = multiply-adds of one image; published figures in brackets\n{notes}"
+    caption = (
+        f"M = million, MACs = multiply-adds of one image of px × px; published figures in brackets\n{notes}"
+    )
     table = Table(box=box.SIMPLE, pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("model", no_wrap=True)
-    for column in ("input", "params M", "MACs M", "top-1 %", "source"):
+    for column in ("px", "params M", "MACs M", "top-1 %", "ref"):
         table.add_column(column, justify="right", no_wrap=True)
     for model in summaries:
         table.add_row(
             model.name,
             f"{model.input_size}",
             f"{model.params / 1e6:.2f}{_bracketed(model.published_params_m)}",
-            f"{model.macs / 1e6:.1f}{_bracketed(model.published_macs_m)}",
+            f"{model.macs / 1e6:.0f}{_bracketed(model.published_macs_m)}",
             _bracketed(model.published_top1).strip(),
             f"{sources.index(model.source) + 1}",
         )

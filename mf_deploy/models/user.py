@@ -44,7 +44,9 @@ def call_factory(factory: str) -> nn.Module:
         except (Exception, SystemExit) as error:
             raise MfDeployError(f"{factory} failed", _describe(error), _FIX) from error
     if not isinstance(model, nn.Module):
-        raise MfDeployError(f"{factory} is no model", f"it returned a {type(model).__name__}", _FIX)
+        raise MfDeployError(
+            f"{factory} is no model", f"it returned {type(model).__name__}, not nn.Module", _FIX
+        )
     return model
 
 
@@ -95,7 +97,7 @@ def _find(factory: str, module_name: str, attribute: str) -> Callable[[], object
     except AttributeError:
         raise MfDeployError(f"Bad model {factory!r}", f"{module_name} has no {attribute}", _FIX) from None
     if not callable(function):
-        raise MfDeployError(f"Bad model {factory!r}", f"{attribute} is a {type(function).__name__}", _FIX)
+        raise MfDeployError(f"Bad model {factory!r}", f"{attribute} is not callable", _FIX)
     return function
 
 
