@@ -26,11 +26,11 @@ from mf_deploy.benchmarks.ratio import ratio_of_medians
 from mf_deploy.errors import MfDeployError, require
 from mf_deploy.runtimes import open_session
 
-# Target -> (module to load, name of its distribution)
+# Target -> (its engine's name, the module to load, the distribution that has it)
 ENGINES = {
-    "onnx": ("onnxruntime", "onnxruntime"),
-    "tflite": ("ai_edge_litert.interpreter", "ai-edge-litert"),
-    "coreml": ("coremltools", "coremltools"),
+    "onnx": ("ONNX Runtime", "onnxruntime", "onnxruntime"),
+    "tflite": ("LiteRT", "ai_edge_litert.interpreter", "ai-edge-litert"),
+    "coreml": ("Core ML", "coremltools", "coremltools"),
 }
 
 
@@ -44,10 +44,10 @@ class Request(Record):
 
 def load_engine(target: str) -> EngineInfo:
     """Load the target's engine, so that opening a model does not pay for it."""
-    module, distribution = ENGINES[target]
+    name, module, distribution = ENGINES[target]
     require(module.partition(".")[0], target)
     importlib.import_module(module)
-    return EngineInfo(name=distribution, version=importlib.metadata.version(distribution))
+    return EngineInfo(name=name, version=importlib.metadata.version(distribution))
 
 
 def measure(artifact: Artifact, threads: int, protocol: Protocol, progress: Progress) -> Measurement:

@@ -57,7 +57,7 @@ def test_a_run_is_timed_compared_and_kept(run_folder: Path, tmp_path: Path) -> N
     assert fast.measurement is not None
     assert len(slow.measurement.samples_ms) == 40
     assert slow.measurement.statistics.p50_ms > 2 * fast.measurement.statistics.p50_ms
-    assert slow.measurement.engine.name == "onnxruntime"
+    assert slow.measurement.engine.name == "ONNX Runtime"
 
     (ratio,) = everything.ratios
     assert ratio.against.endswith("onnx-w8a8")

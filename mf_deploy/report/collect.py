@@ -1,0 +1,159 @@
+"""From folders to what a report says: every artifact with its results, and what is missing."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mf_deploy.artifact import MANIFEST_NAME, Artifact, find_artifacts
+from mf_deploy.benchmarks.latency import LatencyReport
+from mf_deploy.errors import MfDeployError
+from mf_deploy.report.results import load_results
+
+if TYPE_CHECKING:
+    from mf_deploy.evaluation.accuracy import AccuracyReport
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What latencies must share to be compared: the machine, the worth of its times, the threads."""
+
+    kind: str
+    device: str
+    cpu: str
+    threads: int
+
+    @classmethod
+    def of(cls, report: LatencyReport) -> "Setting":
+        return cls(report.kind, report.device.name, report.device.cpu, report.threads)
+
+    def __str__(self) -> str:
+        plural = "s" if self.threads > 1 else ""
+        return f"{self.cpu}, {self.threads} thread{plural} ({self.kind})"
+
+
+@dataclass
+class Entry:
+    """One artifact and the results that belong to its present file."""
+
+    artifact: Artifact
+    accuracy: "AccuracyReport | None" = None
+    latency: dict[Setting, LatencyReport] = field(default_factory=dict)
+    not_run: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> str:
+        return self.artifact.manifest.model.name
+
+
+@dataclass
+class Collection:
+    """Everything that a report shows. ``problems`` are files that could not be used, and why."""
+
+    folder: Path
+    entries: list[Entry]
+    problems: list[str]
+
+    @property
+    def several_models(self) -> bool:
+        return len({entry.artifact.folder.parent for entry in self.entries}) > 1
+
+    def label(self, entry: Entry) -> str:
+        """The artifact's name, with its run's where there are several."""
+        artifact = entry.artifact
+        return f"{artifact.folder.parent.name}/{artifact.name}" if self.several_models else artifact.name
+
+    @property
+    def settings(self) -> list[Setting]:
+        """What was timed where: the setting with most artifacts first, then the one with fewest threads."""
+        count = Counter(setting for entry in self.entries for setting in entry.latency)
+        return sorted(count, key=lambda setting: (-count[setting], setting.threads, setting))
+
+
+def collect(folder: Path) -> Collection:
+    """Read the artifacts and results of an artifact folder, a model folder, or a folder of model folders.
+
+    What cannot be read is named among the problems and left out.
+
+    Raises:
+        MfDeployError: no artifact there at all.
+    """
+    folder = folder.resolve()
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for path in _artifact_folders(folder):
+        try:
+            entries.append(Entry(Artifact.open(path)))
+        except MfDeployError as error:
+            problems.append(str(error))
+    if not entries and not problems:
+        find_artifacts(folder)  # says what is wrong
+    for run in dict.fromkeys(entry.artifact.folder.parent for entry in entries):
+        of_run = [entry for entry in entries if entry.artifact.folder.parent == run]
+        problems += _add_results(run, of_run, everything=run.is_relative_to(folder))
+    for entry in entries:
+        entry.not_run += _missing(entry)
+    return Collection(folder, entries, [problem.replace(f"{folder}{os.sep}", "") for problem in problems])
+
+
+def _artifact_folders(folder: Path) -> list[Path]:
+    if (folder / MANIFEST_NAME).is_file():
+        return [folder]
+    manifests = [*folder.glob(f"*/{MANIFEST_NAME}"), *folder.glob(f"*/*/{MANIFEST_NAME}")]
+    visible = (
+        path for path in manifests if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(path.parent for path in visible)
+
+
+def _add_results(run: Path, entries: list[Entry], everything: bool) -> list[str]:
+    """Give each result of a run to its artifact; returns those that fit none.
+
+    ``everything``: the report is on the whole run, so that results of artifacts it does not show are odd.
+    """
+    results = load_results(run)
+    by_name = {entry.artifact.name: entry for entry in entries}
+    problems = list(results.problems)
+    for accuracy in results.accuracy:
+        if entry := _owner(run, accuracy, by_name, "mf-check", everything, problems):
+            entry.accuracy = accuracy
+    for latency in results.latency:
+        if entry := _owner(run, latency, by_name, "mf-bench", everything, problems):
+            if latency.measurement is None:
+                entry.not_run.append(f"latency on {Setting.of(latency)}: {latency.not_run}")
+            else:
+                entry.latency[Setting.of(latency)] = latency
+    return problems
+
+
+def _owner(
+    run: Path,
+    report: "AccuracyReport | LatencyReport",
+    by_name: dict[str, Entry],
+    command: str,
+    everything: bool,
+    problems: list[str],
+) -> Entry | None:
+    """The artifact that a result is about, if it is still the same file; else adds a problem."""
+    entry = by_name.get(report.artifact)
+    if entry is None:
+        if everything:
+            problems.append(f"{run}: a {command} result is about {report.artifact}, which is not there")
+        return None
+    if report.model_sha256 != entry.artifact.sha256:
+        problems.append(f"{run}: {report.artifact} has changed since it was measured. Run {command} again.")
+        return None
+    return entry
+
+
+def _missing(entry: Entry) -> list[str]:
+    """What no command was run for."""
+    missing = []
+    if entry.accuracy is None:
+        random = entry.artifact.manifest.model.random_weights
+        why = "the weights are random" if random else "run mf-check"
+        missing.append(f"accuracy: {why}")
+    if not entry.latency and not entry.not_run:
+        missing.append("latency: run mf-bench")
+    return missing
