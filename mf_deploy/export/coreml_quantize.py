@@ -127,7 +127,7 @@ def _quantized_tensors(program: MilProgram) -> set[str]:
 
 def _usable(name: str, bounds: dict[str, float]) -> dict[str, float]:
     low, high = bounds["rmin"], bounds["rmax"]
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not np.isfinite(np.float16(high) - np.float16(low)):
         raise MfDeployError(
             "Cannot calibrate",
             f"the activation {name} reaches {low} to {high} in float16",

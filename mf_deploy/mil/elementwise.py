@@ -106,6 +106,12 @@ def _threshold(operation: "Operation") -> Kernel:
     return lambda x: torch.clamp(x, min=alpha)
 
 
+@rule("thresholded_relu")
+def _thresholded_relu(operation: "Operation") -> Kernel:
+    alpha = parameter(operation, "alpha")
+    return lambda x: torch.where(x >= alpha, x, 0)
+
+
 @rule("leaky_relu")
 def _leaky_relu(operation: "Operation") -> Kernel:
     slope = parameter(operation, "alpha")
