@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mf_deploy.errors import MfDeployError
-from mf_deploy.models.registry import ModelSpec
-from mf_deploy.preprocessing import Preprocessing
 
 _FIX = "Pass --model package.module:factory, a callable without arguments that returns an nn.Module."
 
@@ -48,23 +46,6 @@ def call_factory(factory: str) -> nn.Module:
             f"{factory} is no model", f"it returned {type(model).__name__}, not nn.Module", _FIX
         )
     return model
-
-
-def user_spec(factory: str, preprocessing: Preprocessing) -> ModelSpec:
-    """The spec of a user's model; its class count is what it gives for one image.
-
-    Raises:
-        MfDeployError: as ``call_factory``, or a model that does not map images to logits.
-    """
-    num_classes = count_classes(call_factory(factory), factory, preprocessing.input_size)
-    return ModelSpec(
-        name=factory,
-        build=lambda _: call_factory(factory),
-        source=factory,
-        preprocessing=preprocessing,
-        num_classes=num_classes,
-        factory=factory,
-    )
 
 
 def count_classes(model: nn.Module, name: str, input_size: int) -> int:
