@@ -9,12 +9,20 @@ from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
+from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.models.stored import ModelRecord
 
 __all__ = ["REWRITES", "DeployGraph", "Rewrite", "lower", "reference_graph"]
 
-REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), FlattenTokens(), ConstantTokens())
+REWRITES: tuple[Rewrite, ...] = (
+    FoldBatchNorm(),
+    FlattenTokens(),
+    FoldAttentionScale(),
+    FoldSlopes(),
+    FoldGates(),
+    ConstantTokens(),
+)
 
 TOLERANCE = 1e-9
 

@@ -21,10 +21,15 @@ class FlattenTokens(Rewrite):
         return graph.rewritten(self.name, FlatMobileFormer(graph.module, graph.batch))
 
 
+def scaled(value: Tensor, factor: float) -> Tensor:
+    """``factor · value``, without an operation where the factor is one."""
+    return value if factor == 1 else value * factor
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) -> Tensor:
     """Multi-head attention on slices: query (…, Q, C), key (…, C, K), value (…, K, C) → (…, Q, C)."""
     parts = zip(query.chunk(heads, -1), key.chunk(heads, -2), value.chunk(heads, -1), strict=True)
-    return torch.cat([((q @ k) * scale).softmax(-1) @ v for q, k, v in parts], dim=-1)
+    return torch.cat([scaled(q @ k, scale).softmax(-1) @ v for q, k, v in parts], dim=-1)
 
 
 class FlatMobileToFormer(nn.Module):
@@ -42,7 +47,7 @@ class FlatMobileToFormer(nn.Module):
 
     def query_and_gate(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What depends on the tokens alone: the query and the gate of each channel, (…, T, C)."""
-        return self.q(tokens), 2 * self.alpha(tokens)
+        return self.q(tokens), scaled(self.alpha(tokens), self.gate_gain)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         query, gate = self.query_and_gate(tokens)
@@ -84,7 +89,7 @@ class FlatFormerToMobile(nn.Module):
             x.chunk(BRIDGE_HEADS, -2), key.chunk(BRIDGE_HEADS, -1), value.chunk(BRIDGE_HEADS, -1), strict=True
         )
         # Transposed throughout (softmax over the token axis), so that the map keeps its layout.
-        parts = [v.transpose(-1, -2) @ ((k @ q) * self.scale).softmax(-2) for q, k, v in heads]
+        parts = [v.transpose(-1, -2) @ scaled(k @ q, self.scale).softmax(-2) for q, k, v in heads]
         return x + torch.cat(parts, dim=-2)
 
 
@@ -94,6 +99,7 @@ class FlatDynamicReLU(nn.Module):
     def __init__(self, source: reference.DynamicReLU) -> None:
         super().__init__()
         self.channels, self.spatial, self.hyper = source.channels, source.spatial, source.hyper
+        self.affine = True
 
     def forward(self, x: Tensor, tokens: Tensor, attention: Tensor | None) -> Tensor:
         if self.spatial:
@@ -101,7 +107,9 @@ class FlatDynamicReLU(nn.Module):
         else:
             slopes = self.hyper(tokens[..., :1, :]).view(x.shape[0], -1, 1, 1)
         a1, a2 = slopes.split(self.channels, dim=1)
-        return torch.maximum((2 * a1) * x, (2 * a2 - 1) * x)
+        if self.affine:
+            a1, a2 = 2 * a1, 2 * a2 - 1
+        return torch.maximum(a1 * x, a2 * x)
 
 
 class FlatBlock(nn.Module):
