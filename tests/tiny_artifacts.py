@@ -26,7 +26,7 @@ def write_tiny_artifact(
     target: str = "onnx",
     scheme: str = "fp32",
     depth: int = 1,
-    model: str = "tiny",
+    model: str | ModelSource = "tiny",
     **changes: object,
 ) -> Artifact:
     """An artifact at ``folder`` whose cost grows with ``depth``; off ONNX its file is only a placeholder."""
@@ -39,7 +39,7 @@ def write_tiny_artifact(
         "target": target,
         "scheme": scheme,
         "graph": "deploy",
-        "model": ModelSource(name=model, num_classes=CLASSES),
+        "model": ModelSource(name=model, num_classes=CLASSES) if isinstance(model, str) else model,
         "model_file": "model.onnx" if target == "onnx" else f"model.{target}",
         "input": TensorInfo(name="image", shape=(1, 3, SIDE, SIDE), layout="NCHW", dtype="float32"),
         "outputs": [TensorInfo(name="logits", shape=(1, CLASSES), layout="NC", dtype="float32")],

@@ -233,7 +233,7 @@ def _reference_box(x: Axis, y: float) -> "Box":
 def _place(
     data: Sequence[Datum], texts: Sequence[str], x: Axis, y: Axis, covered: list["Box"]
 ) -> list[Point]:
-    """Put each label where it covers no point, no label before it and no ``covered`` box, else to the right."""
+    """Put each label where it covers no point, no other label and no ``covered`` box, else to the right."""
     taken = covered + [(x(d.x) - 5, y(d.y) - 5, x(d.x) + 5, y(d.y) + 5) for d in data]
     points = []
     for datum, text in zip(data, texts, strict=True):
