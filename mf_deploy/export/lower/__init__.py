@@ -64,7 +64,7 @@ def prove_equal(exact: nn.Module, graph: DeployGraph) -> None:
         if not error <= TOLERANCE * max(spread, 1e-6):
             raise MfDeployError(
                 f"Lowering {graph.record.source.name} changed its function",
-                f"the logits differ by {error:.2e} at a range of {spread:.2e} after {', '.join(graph.rewrites)}",
+                f"logits differ by {error:.1e} at a range of {spread:.1e} after {', '.join(graph.rewrites)}",
                 "Export with --graph reference and report this model.",
                 GATE_FAILED,
             )
