@@ -1,6 +1,8 @@
 """TFLite artifacts on LiteRT's CPU engine (XNNPACK)."""
 
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -8,6 +10,9 @@ from mf_deploy.artifact import Artifact
 from mf_deploy.errors import MfDeployError, require
 from mf_deploy.runtimes.native_log import quiet_native
 from mf_deploy.runtimes.session import Session
+
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
 
 
 class TfliteSession(Session):
@@ -21,6 +26,7 @@ class TfliteSession(Session):
         from ai_edge_litert.interpreter import Interpreter
 
         manifest = artifact.manifest
+        self._path = str(artifact.model_path)
         super().__init__(artifact.name, manifest.input, manifest.preprocessing)
         try:
             with quiet_native():
@@ -51,8 +57,33 @@ class TfliteSession(Session):
             for name, tensor in self._given.items()
         }
 
+    def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        with quiet_native(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that every tensor is kept, which is the purpose
+            interpreter = Interpreter(
+                model_path=self._path,
+                experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+                experimental_preserve_all_tensors=True,
+            )
+            interpreter.allocate_tensors()
+        for chunk in self._chunks(batch):
+            same = chunk.dtype == self._taken["dtype"]
+            interpreter.set_tensor(self._taken["index"], chunk if same else quantized(chunk, self._taken))
+            interpreter.invoke()
+            yield dict(_real_tensors(interpreter))
+
     def _cannot(self, what: str, why: str) -> MfDeployError:
         return MfDeployError(f"Cannot {what} {self.name}", why, "Export it again.")
+
+
+def _real_tensors(interpreter: "Interpreter") -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor that stands for real numbers, as float32."""
+    for tensor in interpreter.get_tensor_details():
+        if tensor["quantization"][0] or np.issubdtype(tensor["dtype"], np.floating):
+            values = dequantized(interpreter.get_tensor(tensor["index"]), tensor)
+            yield tensor["name"], np.asarray(values, np.float32)
 
 
 def quantized(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
