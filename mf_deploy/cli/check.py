@@ -137,20 +137,36 @@ def _open(artifacts: "Sequence[Artifact]", threads: int) -> "tuple[list[Subject]
 def _show_layers(
     artifacts: "Sequence[Artifact]", images: "LabelledImages", json_file: str | None, threads: int
 ) -> int:
-    from mf_deploy.evaluation.drift import DriftReports, find_drift, first_pictures
+    from mf_deploy.evaluation.drift import DriftReports
+
+    reports: dict[Path, DriftReport] = {}
+    out = _console(json_file)
+    for artifact in artifacts:
+        _print_layers(out, _find_drift(artifact, images, threads, reports))
+    _write_json(json_file, DriftReports(reports=[reports[artifact.folder] for artifact in artifacts]))
+    return 0
+
+
+def _find_drift(
+    artifact: "Artifact", images: "LabelledImages", threads: int, known: "dict[Path, DriftReport]"
+) -> "DriftReport":
+    """The drift of an artifact, seen beside the fp32 artifact of the same target where there is one."""
+    from mf_deploy.artifact import MANIFEST_NAME, Artifact
+    from mf_deploy.evaluation.drift import find_drift, first_pictures
     from mf_deploy.models.stored import load_reference
     from mf_deploy.runtimes import open_session
 
-    reports = []
-    out = _console(json_file)
-    for artifact in artifacts:
-        reference, _ = load_reference(artifact.folder.parent)
-        session = open_session(artifact, threads=threads)
-        pictures = first_pictures(images, session)
-        reports.append(find_drift(artifact, session, reference, pictures))
-        _print_layers(out, reports[-1])
-    _write_json(json_file, DriftReports(reports=reports))
-    return 0
+    if artifact.folder in known:
+        return known[artifact.folder]
+    in_fp32 = None
+    exact = artifact.folder.parent / f"{artifact.manifest.target}-fp32"
+    if exact != artifact.folder and (exact / MANIFEST_NAME).is_file():
+        in_fp32 = _find_drift(Artifact.open(exact), images, threads, known)
+    reference, _ = load_reference(artifact.folder.parent)
+    session = open_session(artifact, threads=threads)
+    pictures = first_pictures(images, session)
+    known[artifact.folder] = find_drift(artifact, session, reference, pictures, in_fp32)
+    return known[artifact.folder]
 
 
 def _print_table(out: "Console", reports: "list[AccuracyReport]") -> None:
@@ -260,10 +276,12 @@ def _drift_line(report: "DriftReport", computed: "list[LayerDrift]") -> str:
 
 
 def _block(layer: str) -> str:
-    """The module path down to its first number: features.3, layer1.0, or else the first name."""
-    parts = layer.split(".")
-    number = next((index for index, part in enumerate(parts) if part[0].isdigit()), 0)
-    return ".".join(parts[: number + 1])
+    """The part of a model that a layer belongs to: features.3 of features.3.conv1.0, stem of stem.1."""
+    parts = layer.partition("[")[0].split(".")
+    numbered = (index for index, part in enumerate(parts) if part[0].isdigit())
+    number = next(numbered, len(parts))
+    inside = number < len(parts) - 1 or "[" in layer
+    return ".".join(parts[: number + 1]) if inside else parts[0]
 
 
 @contextmanager

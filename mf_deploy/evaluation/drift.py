@@ -64,7 +64,11 @@ class _Match:
 
 
 def find_drift(
-    artifact: Artifact, session: Session, reference: nn.Module, pictures: np.ndarray
+    artifact: Artifact,
+    session: Session,
+    reference: nn.Module,
+    pictures: np.ndarray,
+    in_fp32: DriftReport | None = None,
 ) -> DriftReport:
     """Compare every layer of the reference with the tensors inside the artifact.
 
@@ -73,19 +77,33 @@ def find_drift(
 
     Args:
         pictures: (N, H, W, 3) uint8; a few are enough. N is a multiple of the artifact's batch.
+        in_fp32: of the fp32 artifact of the same target, if there is one: the layers that it does not
+            hold are not looked for in this one.
 
     Raises:
         MfDeployError: the runtime cannot show what is inside this artifact.
     """
     found: dict[str, dict[Place, _Match]] = {}
+    firsts: dict[str, np.ndarray] = {}
+    changing: set[str] = set()
+    activations: dict[str, str] = {}
     size = session.batch_size
     for start, tensors in zip(range(0, len(pictures), size), session.intermediates(pictures), strict=True):
         images = torch.from_numpy(session.preprocessing.normalize(pictures[start : start + size]))
         by_size = _by_size(tensors)
-        for layer, output in layer_outputs(reference, images).items():
+        outputs, activations = layer_outputs(reference, images)
+        for layer, output in outputs.items():
             _add(found.setdefault(layer, {}), output, by_size.get(_sizes(output), {}))
-    layers = _mark_folded([_best(layer, matches) for layer, matches in found.items() if matches])
+            if not np.array_equal(firsts.setdefault(layer, output), output):
+                changing.add(layer)
+    one_only = len(pictures) <= size
     expected = EXPECTED_DB.get(artifact.manifest.scheme, EXPECTED_QUANTIZED_DB)
+    layers = [_best(layer, matches) for layer, matches in found.items() if matches]
+    layers = [layer for layer in layers if one_only or layer.layer in changing]
+    _mark_folded(layers, activations, expected)
+    if in_fp32 is not None:
+        held = {layer.layer for layer in in_fp32.layers if layer.computed}
+        layers = [layer.model_copy(update={"computed": layer.layer in held}) for layer in layers]
     low = (layer.layer for layer in layers if layer.computed and layer.sqnr_db < expected)
     return DriftReport(
         artifact=artifact.name,
@@ -106,17 +124,18 @@ def first_pictures(images: LabelledImages, session: Session) -> np.ndarray:
     return pictures[np.arange(count) % len(pictures)]
 
 
-def layer_outputs(model: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Output of every module of ``model`` by module path, in execution order.
+def layer_outputs(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Output of every module of ``model`` by module path, in execution order; and who activates whom.
 
     Left out are outputs that a batch norm takes, as exporters fold it into the layer before; those that a
-    module only hands on; and constants of zero. Of a tuple the tensors come one by one, as ``path[0]`` and
-    ``path[1]``; a module that runs again gives ``path#2``.
+    module only hands on; and zeros. Of a tuple the tensors come one by one, as ``path[0]`` and ``path[1]``;
+    a module that runs again gives ``path#2``. The second result maps a layer to the one without weights
+    (ReLU, GELU...) that takes its output directly, as kernels often fuse the two.
     """
     recorder = _Recorder()
     with torch.no_grad(), recorder.attached(model):
         model(images)
-    return {name: value for name, value in recorder.outputs.items() if value.any()}
+    return {name: value for name, value in recorder.outputs.items() if value.any()}, recorder.activations
 
 
 class _Recorder:
@@ -124,6 +143,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.outputs: dict[str, np.ndarray] = {}
+        self.activations: dict[str, str] = {}
         self._names: dict[tuple[int, int], str] = {}
         self._alive: list[torch.Tensor] = []
 
@@ -134,6 +154,8 @@ class _Recorder:
             handles.append(module.register_forward_hook(partial(self._after, name or "logits")))
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 handles.append(module.register_forward_pre_hook(self._before_norm))
+            elif not module.state_dict() and not any(module.children()):
+                handles.append(module.register_forward_pre_hook(partial(self._before_activation, name)))
         try:
             yield
         finally:
@@ -142,6 +164,10 @@ class _Recorder:
 
     def _before_norm(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.outputs.pop(self._names.get(_identity(inputs[0]), ""), None)
+
+    def _before_activation(self, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs) == 1 and _identity(inputs[0]) in self._names:
+            self.activations[self._names[_identity(inputs[0])]] = name
 
     def _after(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, tuple | list):
@@ -188,10 +214,17 @@ def _best(layer: str, found: dict[Place, _Match]) -> LayerDrift:
     return LayerDrift(layer=layer, tensor=tensor, sqnr_db=sqnr_db(match.signal, match.noise), computed=True)
 
 
-def _mark_folded(layers: list[LayerDrift]) -> list[LayerDrift]:
-    """A layer that nothing resembles, while most later layers are right, was folded or fused away."""
-    levels = np.array([layer.sqnr_db for layer in layers])
+def _mark_folded(layers: list[LayerDrift], activations: dict[str, str], expected_db: float) -> None:
+    """Mark the layers whose output the artifact does not hold, though it is right further on.
+
+    That is so when the activation of a layer is far better than the layer, or when nothing resembles
+    the layer as expected while most later ones are right.
+    """
+    levels = {layer.layer: layer.sqnr_db for layer in layers}
+    in_order = list(levels.values())
     for index, layer in enumerate(layers[:-1]):
-        later = float(np.median(levels[index + 1 :]))
-        layer.computed = not (layer.sqnr_db < FOLDED_DB and later >= layer.sqnr_db + FOLDED_DB)
-    return layers
+        enough = layer.sqnr_db + FOLDED_DB
+        activated = levels.get(activations.get(layer.layer, ""), -np.inf)
+        later = float(np.median(in_order[index + 1 :]))
+        unlike = layer.sqnr_db < expected_db <= later and later >= enough
+        layer.computed = not (unlike or activated >= enough)

@@ -63,8 +63,9 @@ class ChannelsLast(Session):
 
     def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         for chunk in self._chunks(batch):
-            outputs = layer_outputs(self.module, torch.from_numpy(chunk)).values()
-            yield {str(i): np.moveaxis(x, 1, -1) if x.ndim == 4 else x for i, x in enumerate(outputs)}
+            outputs, _ = layer_outputs(self.module, torch.from_numpy(chunk))
+            tensors = enumerate(outputs.values())
+            yield {str(i): np.moveaxis(x, 1, -1) if x.ndim == 4 else x for i, x in tensors}
 
 
 def test_counterparts_are_found_in_another_layout(
@@ -99,9 +100,10 @@ class Split(nn.Module):
 def test_layer_outputs_are_what_each_module_gave() -> None:
     model = Chain().eval()
     image = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    outputs = layer_outputs(model, image)
+    outputs, activations = layer_outputs(model, image)
     names = ["first.1", "first.2", "split[0]", "split[1]", "first.0#2", "logits"]
     assert list(outputs) == names
+    assert activations == {"first.1": "first.2", "first.2": "zero"}
     normed = model.first[1](model.first[0](image)).detach()
     np.testing.assert_allclose(outputs["first.1"], normed)
     np.testing.assert_allclose(outputs["first.2"], normed.relu())
