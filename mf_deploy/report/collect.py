@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mf_deploy.artifact import MANIFEST_NAME, Artifact, find_artifacts
+from mf_deploy.artifact import MANIFEST_NAME, SCHEMES, TARGETS, Artifact, find_artifacts
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.errors import MfDeployError
 from mf_deploy.report.results import load_results
@@ -92,9 +92,17 @@ def collect(folder: Path) -> Collection:
     for run in dict.fromkeys(entry.artifact.folder.parent for entry in entries):
         of_run = [entry for entry in entries if entry.artifact.folder.parent == run]
         problems += _add_results(run, of_run, everything=run.is_relative_to(folder))
+    entries.sort(key=_order)
     for entry in entries:
         entry.not_run += _missing(entry)
     return Collection(folder, entries, [problem.replace(f"{folder}{os.sep}", "") for problem in problems])
+
+
+def _order(entry: Entry) -> tuple[str, int, int, str]:
+    """By run, then target, then scheme from the finest to the coarsest."""
+    artifact = entry.artifact
+    target, scheme = artifact.manifest.target, artifact.manifest.scheme
+    return (artifact.folder.parent.name, TARGETS.index(target), SCHEMES.index(scheme), artifact.name)
 
 
 def _artifact_folders(folder: Path) -> list[Path]:

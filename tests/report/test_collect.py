@@ -64,7 +64,7 @@ def test_what_was_not_run_says_why(tmp_path: Path) -> None:
     coreml = write_tiny_artifact(tmp_path / "tiny" / "coreml-fp32", target="coreml")
     random = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32", model=source)
     keep(coreml, not_run(coreml, "Core ML needs macOS"))
-    first, second = collect(tmp_path / "tiny").entries
+    second, first = collect(tmp_path / "tiny").entries
     assert first.not_run == [
         "latency on Test CPU, 1 thread (host): Core ML needs macOS",
         "accuracy: run mf-check",

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from mf_deploy.report.figures import count, digits, points, scientific
-from mf_deploy.report.plots import Axis, Datum, _text_box, histogram, pareto_front, scatter, shares
+from mf_deploy.report.plots import (
+    CHARACTER_WIDTH,
+    Axis,
+    Datum,
+    _text_box,
+    histogram,
+    pareto_front,
+    scatter,
+    shares,
+)
 
 
 def datum(number: int, x: float, y: float, name: str = "onnx-w8a8") -> Datum:
@@ -62,7 +71,7 @@ def test_labels_do_not_cover_each_other() -> None:
     close = [datum(i, 10.0 + 0.1 * i, 70.0 + 0.1 * i) for i in range(4)]
     for data in (spread, close):
         boxes = [
-            _text_box((p.text_x, p.text_y, p.anchor), len(p.text) * 6.1)
+            _text_box((p.text_x, p.text_y, p.anchor), len(p.text) * CHARACTER_WIDTH)
             for p in scatter("t", "ms", "%", data).points
         ]
         for i, a in enumerate(boxes):
