@@ -159,7 +159,9 @@ def _find_drift(
     if artifact.folder in known:
         return known[artifact.folder]
     in_fp32 = None
-    exact = artifact.folder.parent / f"{artifact.manifest.target}-fp32"
+    target, scheme = artifact.manifest.target, artifact.manifest.scheme
+    suffix = artifact.name.removeprefix(f"{target}-{scheme}")
+    exact = artifact.folder.parent / f"{target}-fp32{suffix}"
     if exact != artifact.folder and (exact / MANIFEST_NAME).is_file():
         in_fp32 = _find_drift(Artifact.open(exact), images, threads, known)
     reference, _ = load_reference(artifact.folder.parent)
@@ -291,7 +293,8 @@ def _progress(label: str) -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    out = Console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
