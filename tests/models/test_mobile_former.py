@@ -71,7 +71,7 @@ def test_golden_outputs(golden: str) -> None:
     assert f"block{len(blocks)}_tokens" not in expected
     # Another number of threads sums in another order: float32 rounding itself exceeds 1e-4 in one model.
     rounding = np.abs(logits - model.double()(torch.from_numpy(images).double()).numpy()).max()
-    np.testing.assert_allclose(logits, expected["logits"], atol=max(1e-4, 2 * rounding), rtol=0)
+    np.testing.assert_allclose(logits, expected["logits"], atol=max(1e-4, 8 * rounding), rtol=0)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
