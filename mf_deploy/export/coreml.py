@@ -21,7 +21,7 @@ from mf_deploy.export.target import (
     TargetExporter,
     WrittenModel,
 )
-from mf_deploy.mil import count_package, quiet_coremltools
+from mf_deploy.mil import count_package, quiet_coremltools, read_program
 from mf_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -59,15 +59,17 @@ class CoremlExporter(TargetExporter):
     ) -> WrittenModel:
         if scheme == "fp16":
             return self.write(graph, scheme, options, folder)
-        from mf_deploy.export.coreml_quantize import quantize_activations, quantize_weights
+        from mf_deploy.export.coreml_quantize import measure_ranges, quantize_model
 
         target = deployment_target(
             options.deployment_target, W8A8_TARGET if scheme == "w8a8" else OLDEST_TARGET
         )
         model = convert(graph, "fp16", options, target)
+        ranges = None
         if scheme == "w8a8":
-            model = quantize_activations(model, batches, options, graph.record.preprocessing)
-        return self._written(quantize_weights(model), graph, scheme, options, target, folder)
+            program = read_program(model, graph.record.source.name)
+            ranges = measure_ranges(program, batches, options, graph.record.preprocessing)
+        return self._written(quantize_model(model, ranges), graph, scheme, options, target, folder)
 
     def count(self, model_path: Path) -> Quantization:
         return count_package(model_path)

@@ -12,7 +12,7 @@ import torch
 
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export.target import INPUT_NAME, CalibrationBatches, ExportOptions
-from mf_deploy.mil import Interpreter, MilProgram, quiet_coremltools, read_program
+from mf_deploy.mil import Interpreter, MilProgram, quiet_coremltools
 from mf_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ WEIGHTED_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 ACTIVATION_PASSES = (
     "compression::insert_prefix_quantize_dequantize_pair",
     "compression::insert_suffix_quantize_dequantize_pair",
-    "common::dequantize_quantize_pair_elimination",
 )
+MERGE_PASS = "common::dequantize_quantize_pair_elimination"
+WEIGHT_PASS = "compression::linear_quantize_weights"
 
 ACTIVATION_MODE = "linear"  # with a zero point: 2.5 dB better than symmetric after ReLUs (52M, 96 px)
 
@@ -41,49 +42,49 @@ Ranges = dict[str, dict[str, float]]
 """Smallest and largest value (``rmin``, ``rmax``) of tensors by name, as coremltools' passes take them."""
 
 
-def quantize_weights(model: "ct.models.MLModel") -> "ct.models.MLModel":
-    """int8 weights, symmetric, one scale per output channel, for every convolution and matrix product."""
-    with quiet_coremltools():
-        from coremltools.optimize import coreml as cto
+def quantize_model(model: "ct.models.MLModel", ranges: Ranges | None) -> "ct.models.MLModel":
+    """int8 weights, symmetric, one scale per output channel, for every convolution and matrix product.
 
-        weights = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
-        config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED_OPERATIONS, weights))
-        return cto.linear_quantize_weights(model, config)
-
-
-def quantize_activations(
-    model: "ct.models.MLModel",
-    batches: CalibrationBatches,
-    options: ExportOptions,
-    preprocessing: Preprocessing,
-) -> "ct.models.MLModel":
-    """int8 activations around every convolution, linear layer and addition of a float16 ``model``.
-
-    Raises:
-        MfDeployError: no calibration pictures, or an activation that is not finite.
+    Args:
+        ranges: what ``measure_ranges`` gives, for int8 activations as well, around every convolution,
+            linear layer and addition; the model then needs a target of iOS 17 or newer.
     """
-    ranges = measure_ranges(read_program(model, "the float16 model"), batches, options, preprocessing)
     with quiet_coremltools():
-        from coremltools import _SPECIFICATION_VERSION_IOS_17
-        from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
         from coremltools.models.utils import _apply_graph_pass
         from coremltools.optimize import coreml as cto
 
-        activations = cto.OpLinearQuantizerConfig(mode=ACTIVATION_MODE, dtype="int8")
         passes = []
-        for name in ACTIVATION_PASSES:
-            graph_pass: Any = type(PASS_REGISTRY[name])()  # the registry's own object would keep our ranges
-            if name.startswith("compression::"):
-                graph_pass.config = cto.OptimizationConfig(global_config=activations)
-                graph_pass.activation_stats = ranges
-            passes.append(graph_pass)
-        return _apply_graph_pass(model, passes, spec_version=_SPECIFICATION_VERSION_IOS_17)
+        if ranges is not None:
+            activations = cto.OpLinearQuantizerConfig(mode=ACTIVATION_MODE, dtype="int8")
+            config = cto.OptimizationConfig(global_config=activations)
+            passes += [
+                _graph_pass(name, config=config, activation_stats=ranges) for name in ACTIVATION_PASSES
+            ]
+            passes.append(_graph_pass(MERGE_PASS))
+        weights = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
+        config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED_OPERATIONS, weights))
+        passes.append(_graph_pass(WEIGHT_PASS, config=config))
+        return _apply_graph_pass(model, passes)
+
+
+def _graph_pass(name: str, **settings: Any) -> Any:
+    """A new object of a registered pass: the registry's own would keep our settings for other users."""
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    graph_pass = type(PASS_REGISTRY[name])()
+    for setting, value in settings.items():
+        setattr(graph_pass, setting, value)
+    return graph_pass
 
 
 def measure_ranges(
     program: MilProgram, batches: CalibrationBatches, options: ExportOptions, preprocessing: Preprocessing
 ) -> Ranges:
-    """Smallest and largest value, over all calibration pictures, of the tensors that will be quantized."""
+    """Smallest and largest value, over all calibration pictures, of the tensors that will be quantized.
+
+    Raises:
+        MfDeployError: no calibration pictures, or an activation that overflows float16.
+    """
     interpreter = Interpreter(program)
     recorder = RangeRecorder(_quantized_tensors(program))
     pictures: np.ndarray | None = None
