@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,11 +19,11 @@ SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 16 << 20
 
-TARGETS = ("onnx", "coreml", "tflite")
-SCHEMES = ("fp32", "fp16", "w8", "w8a8", "w8a16", "mixed")
-
 Target = Literal["onnx", "coreml", "tflite"]
 Scheme = Literal["fp32", "fp16", "w8", "w8a8", "w8a16", "mixed"]
+
+TARGETS: tuple[Target, ...] = get_args(Target)
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
 class Record(BaseModel):

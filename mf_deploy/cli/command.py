@@ -10,6 +10,7 @@ from mf_deploy.errors import MfDeployError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 INTERRUPTED = 130
 PIPED_WIDTH = 140
@@ -80,9 +81,8 @@ def console() -> "Console":
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
-def progress_bar(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
-    """Iterate with a progress bar on standard error, drawn only on a terminal."""
+def working(label: str) -> "Status":
+    """A spinner on standard error while the block runs, drawn only on a terminal."""
     from rich.console import Console
-    from rich.progress import track
 
-    return track(items, label, total=total, console=Console(stderr=True), transient=True)
+    return Console(stderr=True).status(label)

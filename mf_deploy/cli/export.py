@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mf_deploy.cli.command import Name, console, run_command
+from mf_deploy.cli.command import Name, console, run_command, working
 from mf_deploy.cli.options import TARGET_CHOICES, preprocessing_from, preprocessing_options, targets_of
 from mf_deploy.errors import MfDeployError
 
@@ -66,7 +66,7 @@ def command(
     checkpoint: Path | None,
     random_weights: bool,
     precision: str,
-    graph: str,
+    graph: Any,
     input_kind: Any,
     batch: int,
     labels: str | None,
@@ -91,15 +91,19 @@ def command(
     model, record = _reference(name, factory, checkpoint, random_weights, labels, preprocessing)
     run = out / record.source.name
     options = ExportOptions(input=input_kind, deployment_target=deployment_target)
-    built = lower(model, record, batch) if graph == "deploy" else reference_graph(model, record, batch)
-    for each in targets:
-        check_writable(run / artifact_name(built, each, precision), force)
+    folders = {each: run / artifact_name(each, precision, graph) for each in targets}
+    for folder in folders.values():
+        check_writable(folder, force)
     _save(run, model, record, force)
     probe = Probe.seeded(model, record.preprocessing.input_size)
     artifacts = []
-    for each in targets:
-        with console().status(f"Exporting {record.source.name} to {each}"):
-            folder = run / artifact_name(built, each, precision)
+    for each, folder in folders.items():
+        with working(f"Exporting {record.source.name} to {each}"):
+            built = (
+                lower(model, record, each, batch)
+                if graph == "deploy"
+                else reference_graph(model, record, batch)
+            )
             artifacts.append(export(built, each, precision, folder, probe, options, force))
     print_artifacts(artifacts, as_json)
 

@@ -12,6 +12,7 @@ from mf_deploy.errors import MfDeployError
 if TYPE_CHECKING:
     from torch import nn
 
+    from mf_deploy.artifact import Target
     from mf_deploy.models.stored import ModelRecord
     from mf_deploy.preprocessing import Preprocessing
 
@@ -51,9 +52,11 @@ def preprocessing_from(base: "Preprocessing", **given: Any) -> "Preprocessing":
         raise MfDeployError("Bad preprocessing", why, "See --help for the values.") from None
 
 
-def targets_of(target: str) -> list[str]:
+def targets_of(target: str) -> "list[Target]":
     """The targets that ``--target`` names."""
-    return [choice for choice in TARGET_CHOICES if choice != "all" and target in (choice, "all")]
+    from mf_deploy.artifact import TARGETS
+
+    return [each for each in TARGETS if target in (each, "all")]
 
 
 def open_run(run: Path) -> tuple[Path, "nn.Module", "ModelRecord"]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mf_deploy.cli.command import Name, console, run_command
+from mf_deploy.cli.command import Name, run_command, working
 from mf_deploy.cli.export import print_artifacts
 from mf_deploy.cli.options import TARGET_CHOICES, open_run, targets_of
 
@@ -70,17 +70,17 @@ def command(
     folder, model, record = open_run(run)
     targets = targets_of(target) if target else sorted({a.manifest.target for a in find_artifacts(run)})
     policy = QuantPolicy(scheme)
-    for each in targets:
+    folders = {each: folder / artifact_name(each, scheme) for each in targets}
+    for each, out in folders.items():
         get_exporter(each)
-        check_writable(folder / f"{each}-{scheme}", force)
+        check_writable(out, force)
     images = open_images(calibration, samples, seed)
     probe = _probe(model, images, record)
-    graph = lower(model, record, batch)
     options = ExportOptions(input="uint8" if input_kind == "uint8" else "float")
     artifacts = []
-    for each in targets:
-        with console().status(f"Quantizing {record.source.name} for {each} ({scheme})"):
-            out = folder / artifact_name(graph, each, scheme)
+    for each, out in folders.items():
+        with working(f"Quantizing {record.source.name} for {each} ({scheme})"):
+            graph = lower(model, record, each, batch)
             artifacts.append(quantize(graph, each, images, policy, out, probe, options, force))
     print_artifacts(artifacts, as_json)
 

@@ -76,9 +76,9 @@ def get_exporter(target: str) -> TargetExporter:
     return exporter
 
 
-def artifact_name(graph: DeployGraph, target: str, scheme: str) -> str:
+def artifact_name(target: str, scheme: str, kind: str = "deploy") -> str:
     """The artifact's folder in a run: ``<target>-<scheme>``, with ``-reference`` for the graph as written."""
-    return f"{target}-{scheme}" + ("-reference" if graph.kind == "reference" else "")
+    return f"{target}-{scheme}" + ("-reference" if kind == "reference" else "")
 
 
 def export(

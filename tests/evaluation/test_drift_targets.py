@@ -19,7 +19,7 @@ def test_the_wrong_layer_of_an_export_is_named(target: str, tmp_path: Path) -> N
     model = fitted()
     record = save_reference(tmp_path, model, model_source(), PREPROCESSING, None)
     probe = Probe.seeded(model, PREPROCESSING.input_size)
-    artifact = export(lower(model, record), target, "fp32", tmp_path / f"{target}-fp32", probe)
+    artifact = export(lower(model, record, target), target, "fp32", tmp_path / f"{target}-fp32", probe)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     session = open_session(artifact)
     assert find_drift(artifact, session, model, pictures).first_drift is None

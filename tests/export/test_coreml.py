@@ -328,7 +328,7 @@ def test_mobile_former_equals_its_reference(kind: str, tmp_path: Path) -> None:
         labels=None,
         weights_sha256="",
     )
-    graph = reference_graph(model, record) if kind == "reference" else lower(model, record)
+    graph = reference_graph(model, record) if kind == "reference" else lower(model, record, "coreml")
     package, _ = write(graph, tmp_path)
     image = graph.example()
     actual = Interpreter(package).run({"image": image.numpy()})["logits"]
@@ -344,7 +344,7 @@ def test_trained_mobile_former_in_int8(shared: Path, tmp_path: Path) -> None:
         labels=None,
         weights_sha256="",
     )
-    graph, probe = lower(model, record), Probe.seeded(model, 96)
+    graph, probe = lower(model, record, "coreml"), Probe.seeded(model, 96)
     calibration = open_images(shared / "data/tiny-imagenet-calibration.tar", limit=32)
     artifact = quantize(graph, "coreml", calibration, QuantPolicy("w8a8"), tmp_path / "coreml-w8a8", probe)
     assert artifact.manifest.tools["deployment_target"] == "iOS17"

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from mf_deploy.artifact import Target
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
@@ -15,7 +16,7 @@ from mf_deploy.models.stored import ModelRecord
 
 __all__ = ["REWRITES", "DeployGraph", "Rewrite", "lower", "reference_graph"]
 
-REWRITES: tuple[Rewrite, ...] = (
+COMMON: tuple[Rewrite, ...] = (
     FoldBatchNorm(),
     FlattenTokens(),
     FoldAttentionScale(),
@@ -23,6 +24,12 @@ REWRITES: tuple[Rewrite, ...] = (
     FoldGates(),
     ConstantTokens(),
 )
+
+REWRITES: dict[Target, tuple[Rewrite, ...]] = {
+    "onnx": COMMON,
+    "coreml": COMMON,
+    "tflite": COMMON,
+}
 
 TOLERANCE = 1e-9
 
@@ -33,9 +40,13 @@ def reference_graph(model: nn.Module, record: ModelRecord, batch: int = 1) -> De
 
 
 def lower(
-    model: nn.Module, record: ModelRecord, batch: int = 1, rewrites: tuple[Rewrite, ...] = REWRITES
+    model: nn.Module,
+    record: ModelRecord,
+    target: Target,
+    batch: int = 1,
+    rewrites: tuple[Rewrite, ...] | None = None,
 ) -> DeployGraph:
-    """Rewrite ``model`` for phones, and prove on seeded inputs that the function is the same.
+    """Rewrite ``model`` for the engines of ``target``, and prove that the function is the same.
 
     Rewriting and proof run in float64, where two formulas for one function agree to about 1e-14: a
     wrong rewrite cannot hide behind rounding. The weights are rounded to float32 once, at the end.
@@ -45,7 +56,7 @@ def lower(
     """
     exact = _private_copy(model).double()
     graph = DeployGraph(_private_copy(exact), record, batch)
-    for rewrite in rewrites:
+    for rewrite in REWRITES[target] if rewrites is None else rewrites:
         graph = rewrite.apply(graph)
     prove_equal(exact, graph)
     graph.module.float()
