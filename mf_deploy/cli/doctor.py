@@ -16,27 +16,18 @@ from mf_deploy.cli.command import console
 
 DISTRIBUTION = "mf-deploy"
 
-# Target -> ability -> the packages it needs, besides those that every installation has.
-ABILITIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "onnx": {
-        "export": ("onnx", "onnxscript", "onnxsim"),
-        "quantize": ("onnx", "onnxruntime", "sympy"),
-        "run": ("onnxruntime",),
-        "measure": ("onnxruntime",),
-    },
-    "coreml": {
-        "export": ("coremltools",),
-        "quantize": ("coremltools",),
-        "run": ("coremltools",),
-        "measure": ("coremltools",),
-    },
-    "tflite": {
-        "export": ("litert-torch", "ai-edge-litert"),
-        "quantize": ("ai-edge-quantizer", "ai-edge-litert"),
-        "run": ("ai-edge-litert",),
-        "measure": ("ai-edge-litert",),
-    },
+# Target -> the packages that write its models, and the one that runs them; every installation has the others.
+WRITERS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxsim"),
+    "coreml": ("coremltools",),
+    "tflite": ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
 }
+RUNNERS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnxruntime",),
+    "coreml": ("coremltools",),
+    "tflite": ("ai-edge-litert",),
+}
+ABILITIES = {"export": WRITERS, "quantize": WRITERS, "run": RUNNERS, "measure": RUNNERS}
 
 # Tool -> programs, any of which will do; what for; the Debian and the Homebrew package that has it.
 TOOLS = {
@@ -90,9 +81,9 @@ def diagnose() -> Diagnosis:
     """Look at the packages, programs and hardware; takes well under a second."""
     versions, faults = installed_packages()
     diagnosis = Diagnosis(machine=_machine(), versions=versions)
-    for target, abilities in ABILITIES.items():
+    for target in WRITERS:
         diagnosis.targets[target] = {
-            name: _ability(target, name, packages, faults) for name, packages in abilities.items()
+            name: _ability(target, name, packages[target], faults) for name, packages in ABILITIES.items()
         }
     diagnosis.tools = {name: _tool(*description) for name, description in TOOLS.items()}
     diagnosis.tools["parquet data"] = _package_ability(
@@ -175,10 +166,9 @@ def _print(diagnosis: Diagnosis) -> None:
         f"{machine['os']}, Python {machine['python']}, {machine['cores']} cores,"
         f" {memory:.0f} GB memory, {disk:.0f} GB free here"
     )
-    names = list(next(iter(diagnosis.targets.values())))
-    table = Table("target", *names, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("target", *ABILITIES, box=box.SIMPLE_HEAD, pad_edge=False)
     for target, abilities in diagnosis.targets.items():
-        table.add_row(target, *(_cell(abilities[name]) for name in names))
+        table.add_row(target, *(_cell(abilities[name]) for name in ABILITIES))
     out.print(table)
     tools = Table("also", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, ability in diagnosis.tools.items():

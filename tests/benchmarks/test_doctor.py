@@ -12,19 +12,25 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
-from mf_deploy.cli.doctor import ABILITIES, diagnose, doctor
+from mf_deploy.cli.doctor import ABILITIES, WRITERS, diagnose, doctor
+from mf_deploy.export import get_exporter
 
 
 def test_every_package_it_asks_for_comes_with_the_extra_that_it_names() -> None:
-    lines = importlib.metadata.requires("mf-deploy") or []
-    provided: dict[str, set[str]] = {}
-    for requirement in map(Requirement, lines):
-        for extra in ABILITIES:
-            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
-                provided.setdefault(extra, set()).add(requirement.name)
-    for target, abilities in ABILITIES.items():
-        for packages in abilities.values():
+    provided: dict[str, set[str]] = {target: set() for target in WRITERS}
+    for requirement in map(Requirement, importlib.metadata.requires("mf-deploy") or []):
+        for target, packages in provided.items():
+            if requirement.marker and requirement.marker.evaluate({"extra": target}):
+                packages.add(requirement.name)
+    for needed in ABILITIES.values():
+        for target, packages in needed.items():
             assert set(packages) <= provided[target]
+
+
+@pytest.mark.parametrize("target", list(WRITERS))
+def test_it_asks_for_what_the_exporters_ask_for(target: str) -> None:
+    modules = get_exporter(target).modules
+    assert {name.replace("_", "-") for name in modules} == set(WRITERS[target])
 
 
 def test_it_is_quick_and_imports_no_engine() -> None:
@@ -79,10 +85,10 @@ def test_a_tool_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_json_holds_the_same_as_the_table() -> None:
     found = json.loads(CliRunner().invoke(doctor, ["--json"]).output)
-    assert set(found["targets"]) == set(ABILITIES)
+    assert set(found["targets"]) == set(WRITERS)
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
     table = CliRunner().invoke(doctor, []).output
-    for target in ABILITIES:
+    for target in WRITERS:
         assert target in table
     for fix in found["fixes"]:
         assert fix in table
