@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     import coremltools as ct
 
 QUANTIZED_OPERATIONS = ("conv", "linear", "add", "avg_pool", "max_pool")
-FOLLOWING_ACTIVATIONS = ("relu", "relu6", "leaky_relu", "tanh", "scaled_tanh", "sigmoid", "hard_sigmoid")
-"""What coremltools' passes may quantize, and what they may fuse behind it."""
+FUSED_ACTIVATIONS = ("relu", "relu6", "clip", "leaky_relu", "tanh", "scaled_tanh", "sigmoid", "sigmoid_hard")
+"""What coremltools' passes may quantize, and the activations that are quantized together with it.
+
+coremltools leaves out ``clip``, which is what a ReLU6 becomes, and misspells ``sigmoid_hard``: it would spend
+most of the 8 bits on values that the clip then cuts off.
+"""
 
 WEIGHTED_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 
-ACTIVATION_PASSES = (
-    "compression::insert_prefix_quantize_dequantize_pair",
-    "compression::insert_suffix_quantize_dequantize_pair",
-)
+PREFIX_PASS = "compression::insert_prefix_quantize_dequantize_pair"
+SUFFIX_PASS = "compression::insert_suffix_quantize_dequantize_pair"
 MERGE_PASS = "common::dequantize_quantize_pair_elimination"
 WEIGHT_PASS = "compression::linear_quantize_weights"
 
@@ -56,11 +58,15 @@ def quantize_model(model: "ct.models.MLModel", ranges: Ranges | None) -> "ct.mod
         passes = []
         if ranges is not None:
             activations = cto.OpLinearQuantizerConfig(mode=ACTIVATION_MODE, dtype="int8")
-            config = cto.OptimizationConfig(global_config=activations)
-            passes += [
-                _graph_pass(name, config=config, activation_stats=ranges) for name in ACTIVATION_PASSES
+            settings = {
+                "config": cto.OptimizationConfig(global_config=activations),
+                "activation_stats": ranges,
+            }
+            passes = [
+                _graph_pass(PREFIX_PASS, **settings),
+                _graph_pass(SUFFIX_PASS, **settings, _allowed_activations=set(FUSED_ACTIVATIONS)),
+                _graph_pass(MERGE_PASS),
             ]
-            passes.append(_graph_pass(MERGE_PASS))
         weights = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
         config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED_OPERATIONS, weights))
         passes.append(_graph_pass(WEIGHT_PASS, config=config))
@@ -123,7 +129,7 @@ def _quantized_tensors(program: MilProgram) -> set[str]:
         if operation.op_type in QUANTIZED_OPERATIONS:
             operands = [operation.inputs["x"], operation.inputs.get("y")]
             names |= {variable.name for variable in operands if variable is not None}
-        if operation.op_type in QUANTIZED_OPERATIONS + FOLLOWING_ACTIVATIONS:
+        if operation.op_type in QUANTIZED_OPERATIONS + FUSED_ACTIVATIONS:
             names.add(operation.outputs[0].name)
     return names
 

@@ -183,4 +183,4 @@ def _dequantize(operation: "Operation") -> Kernel:
     if operation.inputs.get("zero_point") is None:
         return lambda q: q * scale
     zero_point = _along_axis(operation, "zero_point")
-    return lambda q: (q - zero_point) * scale
+    return lambda q: (q - zero_point).mul_(scale)

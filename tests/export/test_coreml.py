@@ -269,6 +269,21 @@ def test_w8a8_quantizes_weights_and_activations(net: nn.Module, tmp_path: Path, 
     assert 20 < sqnr_db < 60
 
 
+def test_w8a8_spends_its_bits_on_what_a_clip_leaves(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Clip(), nn.Flatten(), nn.Linear(8 * (SIDE - 2) ** 2, len(LABELS))
+    )
+    package = quantized(graph_of(network.eval().requires_grad_(False)), tmp_path, "w8a8", pictures(4))
+    clip = next(op for op in load_package(package).operations if op.op_type == "clip")
+    assert clip.inputs["x"].op.op_type == "conv"
+    assert [child.op_type for child in clip.outputs[0].child_ops] == ["quantize"]
+
+
+class Clip(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(x, 0, 6)
+
+
 def test_ranges_cover_all_calibration_pictures(net: nn.Module, tmp_path: Path) -> None:
     """The extreme picture is in the middle; a recorder that keeps the last one only would miss it."""
     graph, options = graph_of(net), ExportOptions()
