@@ -7,7 +7,7 @@ import click
 from mf_deploy.cli.command import run_command
 from mf_deploy.errors import MfDeployError, nearest
 
-SUBCOMMANDS = ("doctor", "models")
+SUBCOMMANDS = ("doctor", "models", "setup")
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,26 @@
+"""mf-deploy setup: prepare what cannot be installed with pip."""
+
+import click
+
+
+@click.group(name="setup")
+def setup() -> None:
+    """Prepare what cannot be installed with pip."""
+
+
+@setup.command(name="arm")
+@click.option("--force", is_flag=True, help="Make it again even if it is there.")
+def arm(force: bool) -> None:
+    """The ARM lab: the engines' ARM builds in emulation, for --device arm:cortex-a76 and others.
+
+    Downloads about 70 MB into the cache folder ($MF_DEPLOY_CACHE, else ~/.cache/mf-deploy) and installs
+    nothing on this system. Needs Debian or Ubuntu with qemu-user and gcc. An existing lab that fits the
+    installed engines is left as it is.
+    """
+    from mf_deploy.runtimes.arm import CPUS, DEVICE_PREFIX
+    from mf_deploy.runtimes.arm.setup import set_up
+
+    lab = set_up(force, progress=lambda step: click.echo(f"{step} ...", err=True))
+    click.echo(f"The ARM lab is ready in {lab.folder}")
+    for name, cpu in CPUS.items():
+        click.echo(f"  --device {DEVICE_PREFIX + name:15} {cpu.stands_for}")

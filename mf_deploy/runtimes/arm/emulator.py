@@ -1,0 +1,194 @@
+"""One emulated process with one model in it: inputs go in through a pipe, outputs or counts come back."""
+
+import json
+import signal
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from mf_deploy.errors import GATE_FAILED, MfDeployError
+from mf_deploy.runtimes.arm.lab import RUNNER, Lab
+from mf_deploy.runtimes.arm.runner import receive, send
+
+CLASSES = ("fmla", "dot", "mmla", "simd", "memory", "branch", "other")
+SUFFIXES = {".onnx": "onnx", ".tflite": "tflite"}
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the model file, as its engine has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    quantization: tuple[float, int]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One counted inference: instructions by class, and how many had run at each reading of the clock."""
+
+    counts: Counts
+    laps: list[Counts] = field(repr=False)
+
+
+class Emulator:
+    """A model file, open in its engine's ARM build on an emulated ``cpu``.
+
+    Args:
+        model: a .onnx or .tflite file.
+        threads: compute threads of the engine; 1 where instructions are counted.
+        counting: load the counter, which slows the emulation down.
+        profile: let the engine read the clock around each operator (ONNX only).
+
+    Raises:
+        MfDeployError: the engine refuses the model, or dies.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        cpu: str,
+        model: Path,
+        threads: int = 1,
+        counting: bool = False,
+        profile: bool = False,
+    ) -> None:
+        engine = SUFFIXES.get(model.suffix)
+        if engine is None or not model.is_file():
+            why = "no such file" if engine else "not a .onnx or .tflite file"
+            raise MfDeployError(f"Cannot emulate {model}", why, "Give a .onnx or .tflite file.")
+        self.cpu, self.model = cpu, model
+        self._scratch = tempfile.TemporaryDirectory(prefix="mf-arm-")
+        self._said = Path(self._scratch.name, "said")
+        self._counts = Path(self._scratch.name, "counts") if counting else None
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                lab.command(cpu, [RUNNER], self._counts),
+                env=lab.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+            )
+        self.close = weakref.finalize(self, _end, self._process, self._scratch)
+        request: dict[str, Any] = {"engine": engine, "model": str(model.absolute()), "threads": threads}
+        if profile:
+            request["profile"] = str(Path(self._scratch.name, "profile"))
+        tensors, _ = self._ask(request)
+        self.inputs = [_tensor(described) for described in tensors["inputs"]]
+        self.outputs = [_tensor(described) for described in tensors["outputs"]]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One inference; arrays in the order and dtypes of ``inputs`` and ``outputs``."""
+        return self._ask({"do": "run"}, inputs)[1]
+
+    def count(self, inputs: Sequence[np.ndarray], warmup: int = 1, runs: int = 3) -> list[Region]:
+        """Instructions of each of ``runs`` inferences, after ``warmup`` uncounted ones."""
+        assert self._counts, "opened without counting"
+        before = self._counts.stat().st_size
+        self._ask({"do": "count", "warmup": warmup, "runs": runs}, inputs)
+        with self._counts.open() as lines:
+            lines.seek(before)
+            return _regions(lines)
+
+    def end_profiling(self) -> list[dict[str, Any]]:
+        """The events that the engine's profiler recorded; nothing can run afterwards."""
+        header, _ = self._ask({"do": "end_profiling"})
+        events: list[dict[str, Any]] = json.loads(Path(header["profile"]).read_bytes())
+        return events
+
+    def random_inputs(self, seed: int = 0) -> list[np.ndarray]:
+        """Inputs of the model's shapes and dtypes: normal floats, integers of all values."""
+        random = np.random.default_rng(seed)
+        return [_random(random, tensor) for tensor in self.inputs]
+
+    def _ask(
+        self, request: dict[str, Any], arrays: Sequence[np.ndarray] = ()
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            send(process.stdin, request, arrays)
+            answer, outputs = receive(process.stdout)
+        except (EOFError, BrokenPipeError, ValueError):
+            raise self._failed(self._last_words()) from None
+        if "error" in answer:
+            raise self._failed(answer["error"].strip().splitlines()[0])
+        return answer, outputs
+
+    def _last_words(self) -> str:
+        """How the process ended, and the last line that it printed."""
+        code = self._process.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        lines = self._said.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
+        return f"the emulated process ended with {how}" + (f": {lines[-1][:200]}" if lines else "")
+
+    def _failed(self, why: str) -> MfDeployError:
+        return MfDeployError(
+            f"{self.model.parent.name}/{self.model.name} fails on an emulated {self.cpu}",
+            why,
+            "The engine's ARM kernels cannot run this model.",
+            GATE_FAILED,
+        )
+
+
+def median_counts(regions: Sequence[Region]) -> Counts:
+    """The counts of the inference with the median total."""
+    ordered = sorted((region.counts for region in regions), key=lambda counts: sum(counts.values()))
+    return ordered[len(ordered) // 2]
+
+
+def _end(process: subprocess.Popen[bytes], scratch: tempfile.TemporaryDirectory[str]) -> None:
+    process.kill()
+    process.communicate()
+    scratch.cleanup()
+
+
+def _tensor(described: dict[str, Any]) -> Tensor:
+    scale, zero_point = described.get("quantization", (0.0, 0))
+    shape = tuple(size if isinstance(size, int) else 1 for size in described["shape"])
+    return Tensor(described["name"], shape, np.dtype(described["dtype"]), (scale, zero_point))
+
+
+def _random(random: np.random.Generator, tensor: Tensor) -> np.ndarray:
+    if tensor.dtype.kind == "f":
+        return random.standard_normal(tensor.shape).astype(tensor.dtype)
+    limits = np.iinfo(tensor.dtype)
+    return random.integers(limits.min, limits.max, tensor.shape, tensor.dtype, endpoint=True)
+
+
+def _regions(lines: IO[str]) -> list[Region]:
+    """The regions in what count.c wrote."""
+    regions: list[Region] = []
+    laps: list[Counts] = []
+    for line in lines:
+        what, *numbers = line.split()
+        if what == "begin":
+            laps = []
+        elif what == "lap":
+            laps.append(_counts(numbers))
+        else:
+            regions.append(Region(_counts(numbers), laps))
+    return regions
+
+
+def _counts(numbers: list[str]) -> Counts:
+    return dict(zip(CLASSES, (int(number) for number in numbers), strict=True))
