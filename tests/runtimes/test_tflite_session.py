@@ -1,0 +1,148 @@
+"""TFLite artifacts in the host's LiteRT."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_tflite import CLASSES, SIDE, tiny_graph
+
+from mf_deploy.artifact import (
+    MANIFEST_NAME,
+    Artifact,
+    Manifest,
+    ModelSource,
+    Parity,
+    Quantization,
+    TensorInfo,
+    list_files,
+)
+from mf_deploy.errors import MfDeployError
+from mf_deploy.export.parity import seeded_pictures
+from mf_deploy.export.target import ExportOptions
+from mf_deploy.export.tflite import convert, finished, model_input
+from mf_deploy.runtimes import open_session
+from mf_deploy.runtimes.native_log import quiet_native
+
+pytest.importorskip("litert_torch")
+
+from mf_deploy.export.tflite_file import read_operators
+from mf_deploy.export.tflite_quantize import CONVOLUTIONS, LINEAR, Recipe, activation_ranges, apply_recipe
+
+GRAPH = tiny_graph()
+NO_PARITY = Parity(
+    inputs="", samples=0, max_abs_error=0, logits_range=1, agreement=1, sqnr_db=0, tolerance=None
+)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return seeded_pictures(6, SIDE)
+
+
+@pytest.fixture(scope="module")
+def expected(pictures: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return GRAPH.module(torch.from_numpy(GRAPH.record.preprocessing.normalize(pictures))).numpy()
+
+
+@pytest.fixture(scope="module")
+def float_model() -> bytes:
+    return convert(GRAPH, ExportOptions())
+
+
+def write_artifact(folder: Path, model: bytes, shape: tuple[int, ...] = (1, SIDE, SIDE, 3)) -> Artifact:
+    folder.mkdir()
+    (folder / "model.tflite").write_bytes(model)
+    manifest = Manifest(
+        target="tflite",
+        scheme="fp32",
+        graph="deploy",
+        model=ModelSource(name="tiny", num_classes=CLASSES),
+        model_file="model.tflite",
+        input=TensorInfo(name="image", shape=shape, layout="NHWC", dtype="float32"),
+        outputs=[TensorInfo(name="logits", shape=(1, CLASSES), layout="NC", dtype="float32")],
+        preprocessing=GRAPH.record.preprocessing,
+        labels=None,
+        quantization=Quantization(macs={}, parameters={}),
+        rewrites=[],
+        parity=NO_PARITY,
+        tools={},
+        created="2026-01-01T00:00:00+00:00",
+        files=list_files(folder),
+    )
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    return Artifact.open(folder)
+
+
+@pytest.fixture(scope="module")
+def artifact(float_model: bytes, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    model = finished(float_model, GRAPH, "fp32", ExportOptions())
+    return write_artifact(tmp_path_factory.mktemp("run") / "tflite-fp32", model)
+
+
+def test_pictures_and_floats_give_the_logits(
+    artifact: Artifact, pictures: np.ndarray, expected: np.ndarray
+) -> None:
+    session = open_session(artifact)
+    normalized = GRAPH.record.preprocessing.normalize(pictures)
+    for batch in (pictures, normalized):
+        np.testing.assert_allclose(session.run(batch)["logits"], expected, atol=1e-5 * np.ptp(expected))
+    prepared = session.prepare(pictures[:1])
+    np.testing.assert_array_equal(
+        session.run_prepared(prepared)["logits"], session.run(pictures[:1])["logits"]
+    )
+
+
+def test_one_session_serves_several_threads(artifact: Artifact, pictures: np.ndarray) -> None:
+    session = open_session(artifact, threads=2)
+    alone = [session.run(picture[None])["logits"] for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda picture: session.run(picture[None])["logits"], [*pictures] * 20))
+    for index, logits in enumerate(together):
+        np.testing.assert_array_equal(logits, alone[index % len(pictures)])
+
+
+def test_integer_inputs_and_outputs_are_floats_outside(
+    float_model: bytes, pictures: np.ndarray, expected: np.ndarray, tmp_path: Path
+) -> None:
+    images = [model_input(picture[None], GRAPH, ExportOptions()) for picture in pictures]
+    everything = Recipe(static=(*CONVOLUTIONS, *LINEAR, "PAD", "ADD", "MEAN", "INPUT", "OUTPUT"))
+    quantized = apply_recipe(float_model, everything, activation_ranges(float_model, images))
+    artifact = write_artifact(tmp_path / "tflite-w8a8", finished(quantized, GRAPH, "w8a8", ExportOptions()))
+    operators = read_operators(artifact.model_path)
+    assert (operators[0].inputs[0].dtype, operators[-1].output.dtype) == ("int8", "int8")
+
+    session = open_session(artifact)
+    logits = session.run(pictures)["logits"]
+    assert logits.dtype == np.float32
+    assert np.abs(logits - expected).max() < 0.1 * np.ptp(expected)
+
+
+def test_a_file_that_does_not_load_is_one_line(float_model: bytes, tmp_path: Path) -> None:
+    broken = write_artifact(tmp_path / "broken", float_model[: len(float_model) // 2])
+    with pytest.raises(MfDeployError, match="Cannot load broken") as raised:
+        open_session(broken)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_manifest_that_does_not_fit_the_file_is_refused(float_model: bytes, tmp_path: Path) -> None:
+    model = finished(float_model, GRAPH, "fp32", ExportOptions())
+    with pytest.raises(MfDeployError, match="the manifest says"):
+        open_session(write_artifact(tmp_path / "shape", model, shape=(4, SIDE, SIDE, 3)))
+    unnamed = write_artifact(tmp_path / "names", float_model.replace(b"logits", b"scores"))
+    with pytest.raises(MfDeployError, match="it has no tensor 'logits'"):
+        open_session(unnamed)
+
+
+def test_opening_is_silent(artifact: Artifact, capfd: pytest.CaptureFixture[str]) -> None:
+    open_session(artifact)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_native_errors_are_let_through_and_small_talk_is_not(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_native():
+        os.write(2, b"INFO: Created a delegate\nI0000 00:00:12.3 file.cc:4] told\nERROR: it broke\n")
+    assert capfd.readouterr().err == "ERROR: it broke\n"
