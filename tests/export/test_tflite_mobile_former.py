@@ -1,5 +1,7 @@
 """Mobile-Former on TFLite: the network itself in float, and a trained one after quantization."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 from mf_deploy.artifact import ModelSource
 from mf_deploy.calibration.policy import QuantPolicy
 from mf_deploy.data import open_images
-from mf_deploy.export import Probe, export, quantize
+from mf_deploy.errors import MfDeployError
+from mf_deploy.export import ExportOptions, Probe, export, quantize, tflite_quantize
 from mf_deploy.export.lower import lower, reference_graph
+from mf_deploy.export.tflite import MODEL_FILE, TfliteExporter
 from mf_deploy.models import load_model
 from mf_deploy.models.stored import ModelRecord
 from mf_deploy.preprocessing import Preprocessing
@@ -61,3 +65,28 @@ def test_quantized_mobile_former_keeps_its_answers(
     assert -10 * np.log10(noise) >= sqnr_db
     macs = artifact.manifest.quantization.macs
     assert macs.get("int8", 0) >= int8_share * sum(macs.values())
+
+
+def test_a_recipe_that_crashes_the_runtime_gives_way_to_the_next(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead units with ranges of zero make LiteRT corrupt its memory: only the probe may die of it."""
+    fallback = tflite_quantize.Recipe(static=tflite_quantize.CONVOLUTIONS)
+    crashing = replace(fallback, static=(*tflite_quantize.CONVOLUTIONS, *tflite_quantize.LINEAR))
+    monkeypatch.setattr(tflite_quantize, "DEAD_RANGE", 0)
+    monkeypatch.setitem(tflite_quantize.RECIPES, "w8a8", (crashing, fallback))
+    model = load_model("mobile_former_52m", shared / "reference" / "mobile_former_52m_tiny_imagenet.pth")
+    preprocessing = Preprocessing(input_size=96, crop_fraction=1.0)
+    graph = reference_graph(model, record_of("mobile_former_52m", 200, preprocessing))
+    images = open_images(shared / "data" / "tiny-imagenet-calibration.tar", limit=128)
+
+    def batches() -> Iterator[np.ndarray]:
+        return (batch.pictures for batch in images.batches(preprocessing, 1))
+
+    exporter = TfliteExporter()
+    exporter.quantize(graph, "w8a8", ExportOptions(), batches, tmp_path)
+    assert exporter.count(tmp_path / MODEL_FILE).macs["fp32"] > 4_000_000  # the linear layers
+
+    monkeypatch.setitem(tflite_quantize.RECIPES, "w8a8", (crashing,))
+    with pytest.raises(MfDeployError, match="crashes on it with SIG"):
+        exporter.quantize(graph, "w8a8", ExportOptions(), batches, tmp_path)
