@@ -5,7 +5,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -25,7 +25,8 @@ def call_factory(factory: str) -> nn.Module:
     """Import ``package.module`` and call what stands behind the colon, without arguments.
 
     Modules of the current directory are found, too. The weights are those that the factory gives;
-    where it draws them at random they are the same in every call.
+    where it draws them at random they are the same in every call. What it prints goes to standard error,
+    for standard output may be JSON.
 
     Raises:
         MfDeployError: bad syntax, an import that fails, not a callable, an exception in the factory,
@@ -34,7 +35,8 @@ def call_factory(factory: str) -> nn.Module:
     if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", factory):
         raise MfDeployError(f"Bad model {factory!r}", "not of the form package.module:factory", _FIX)
     module_name, _, attribute = factory.partition(":")
-    with _current_directory_importable(), torch.random.fork_rng(devices=[]):
+    to_stderr = redirect_stdout(sys.stderr)
+    with to_stderr, _current_directory_importable(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         function = _find(factory, module_name, attribute)
         try:
