@@ -16,7 +16,9 @@ class Preprocessing(BaseModel):
     """Resize the short side, crop the centre square, scale to [0, 1], subtract mean, divide by std.
 
     The short side becomes ``floor(input_size / crop_fraction)`` pixels with Pillow's antialiased
-    filter; the long side keeps the aspect ratio, rounded down (the convention of torchvision and timm).
+    filter; the long side keeps the aspect ratio, rounded down, as in torchvision. The crop begins at
+    ``(side - input_size) // 2``: integer division is the same in every language that prepares pictures
+    for a model, while rounding of halves is not, and one pixel changes a few predictions in 1000.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,8 +51,8 @@ class Preprocessing(BaseModel):
             size = (max(short, int(short * width / height)), short)
         if size != image.size:
             image = image.resize(size, _FILTERS[self.interpolation])
-        left = round((size[0] - self.input_size) / 2)
-        top = round((size[1] - self.input_size) / 2)
+        left = (size[0] - self.input_size) // 2
+        top = (size[1] - self.input_size) // 2
         image = image.crop((left, top, left + self.input_size, top + self.input_size))
         return np.asarray(image, dtype=np.uint8)
 
