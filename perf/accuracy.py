@@ -113,8 +113,8 @@ def markdown(reports: list[AccuracyReport], failures: list[str]) -> str:
     lines = [
         "# Accuracy on real images",
         "",
-        "Top-1 and top-5 as counts and percent. Drop: top-1 of PyTorch minus that of the artifact on the same "
-        "images, with its 95 % interval (Tango). Agreement: images with the same top-1 as PyTorch. Core ML "
+        "Top-1 and top-5 as counts and percent. Drop: top-1 of PyTorch minus that of the artifact on the "
+        "same images, with its 95 % interval (Tango). Agreement: images with the same top-1 as PyTorch. Core ML "
         "runs on the MIL interpreter: it checks the program, not Apple's kernels. Quantized with 256 "
         "training images. Made by `python -m perf.accuracy`.",
     ]
@@ -132,7 +132,7 @@ def _table(reports: list[AccuracyReport]) -> list[str]:
         "",
         f"{runtimes}; Python {platform.python_version()} on {platform.machine()}, {first.created[:10]}.",
         "",
-        "| artifact | top-1 | top-5 | drop of top-1, points | agreement % | SQNR dB | max \\|Δlogit\\| | MB |",
+        "| artifact | top-1 | top-5 | drop, points | agreement % | SQNR dB | max \\|Δlogit\\| | MB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
         f"| PyTorch fp32 | {_rate(first.reference_top1)} | {_rate(first.reference_top5)} | | | | | |",
     ]
