@@ -114,8 +114,8 @@ def markdown(reports: list[AccuracyReport], failures: list[str]) -> str:
         "# Accuracy on real images",
         "",
         "Top-1 and top-5 as counts and percent. Drop: top-1 of PyTorch minus that of the artifact on the "
-        "same images, with its 95 % interval (Tango). Agreement: images with the same top-1 as PyTorch. Core ML "
-        "runs on the MIL interpreter: it checks the program, not Apple's kernels. Quantized with 256 "
+        "same images, with its 95 % interval (Tango). Agreement: images with the same top-1 as PyTorch. "
+        "Core ML runs on the MIL interpreter: it checks the program, not Apple's kernels. Quantized with 256 "
         "training images. Made by `python -m perf.accuracy`.",
     ]
     for name in dict.fromkeys(report.model for report in reports):
