@@ -1,6 +1,5 @@
 """One emulated process with one model in it: inputs go in through a pipe, outputs or counts come back."""
 
-import json
 import signal
 import subprocess
 import tempfile
@@ -14,10 +13,11 @@ from typing import IO, Any, Self
 import numpy as np
 
 from mf_deploy.errors import GATE_FAILED, MfDeployError
+from mf_deploy.runtimes.arm.guest.messages import receive, send
 from mf_deploy.runtimes.arm.lab import RUNNER, Lab
-from mf_deploy.runtimes.arm.runner import receive, send
 
-CLASSES = ("fmla", "dot", "mmla", "simd", "memory", "branch", "other")
+CLASSES = ("fmla", "dot", "mmla", "simd", "memory", "branch", "other")  # as in count.c
+NO_CALLS, SURVEY = 0, 1  # as in count.c
 SUFFIXES = {".onnx": "onnx", ".tflite": "tflite"}
 
 Counts = dict[str, int]
@@ -34,11 +34,30 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Region:
-    """One counted inference: instructions by class, and how many had run at each reading of the clock."""
+class Lap:
+    """A reading of the clock by the guest: when, and the instructions until then."""
 
+    ns: int
     counts: Counts
-    laps: list[Counts] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call instruction: how often it ran, and the instructions until its calls returned."""
+
+    address: int
+    calls: int
+    instructions: int
+
+
+@dataclass
+class Region:
+    """One counted inference; see count.c."""
+
+    counts: Counts = field(default_factory=dict)
+    laps: list[Lap] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    calls: list[Counts] = field(default_factory=list)
 
 
 class Emulator:
@@ -48,7 +67,7 @@ class Emulator:
         model: a .onnx or .tflite file.
         threads: compute threads of the engine; 1 where instructions are counted.
         counting: load the counter, which slows the emulation down.
-        profile: let the engine read the clock around each operator (ONNX only).
+        profile: the engine's profiler is on, for ``operators``; it cannot ``run`` then.
 
     Raises:
         MfDeployError: the engine refuses the model, or dies.
@@ -80,12 +99,15 @@ class Emulator:
                 stderr=said,
             )
         self.close = weakref.finalize(self, _end, self._process, self._scratch)
-        request: dict[str, Any] = {"engine": engine, "model": str(model.absolute()), "threads": threads}
-        if profile:
-            request["profile"] = str(Path(self._scratch.name, "profile"))
+        request = {
+            "engine": engine,
+            "model": str(model.absolute()),
+            "threads": threads,
+            "profile": str(Path(self._scratch.name, "profile")) if profile else None,
+        }
         tensors, _ = self._ask(request)
-        self.inputs = [_tensor(described) for described in tensors["inputs"]]
-        self.outputs = [_tensor(described) for described in tensors["outputs"]]
+        self.inputs = [_tensor(described) for described in tensors.get("inputs", ())]
+        self.outputs = [_tensor(described) for described in tensors.get("outputs", ())]
 
     def __enter__(self) -> Self:
         return self
@@ -99,20 +121,28 @@ class Emulator:
         """One inference; arrays in the order and dtypes of ``inputs`` and ``outputs``."""
         return self._ask({"do": "run"}, inputs)[1]
 
-    def count(self, inputs: Sequence[np.ndarray], warmup: int = 1, runs: int = 3) -> list[Region]:
-        """Instructions of each of ``runs`` inferences, after ``warmup`` uncounted ones."""
+    def count(
+        self, inputs: Sequence[np.ndarray], warmup: int = 1, runs: int = 3, calls: int = NO_CALLS
+    ) -> list[Region]:
+        """Instructions of each of ``runs`` inferences, after ``warmup`` uncounted ones.
+
+        Args:
+            calls: ``SURVEY`` fills in ``sites``; the address of a call instruction fills in ``calls``.
+        """
         assert self._counts, "opened without counting"
         before = self._counts.stat().st_size
-        self._ask({"do": "count", "warmup": warmup, "runs": runs}, inputs)
+        self._ask({"do": "count", "warmup": warmup, "runs": runs, "calls": calls}, inputs)
         with self._counts.open() as lines:
             lines.seek(before)
             return _regions(lines)
 
-    def end_profiling(self) -> list[dict[str, Any]]:
-        """The events that the engine's profiler recorded; nothing can run afterwards."""
-        header, _ = self._ask({"do": "end_profiling"})
-        events: list[dict[str, Any]] = json.loads(Path(header["profile"]).read_bytes())
-        return events
+    def operators(self) -> list[dict[str, Any]]:
+        """What ran in the last counted inference, in order; the keys are those of guest/profiled.py.
+
+        This ends the engine's profiling: nothing can run afterwards.
+        """
+        operators: list[dict[str, Any]] = self._ask({"do": "operators"})[0]["operators"]
+        return operators
 
     def random_inputs(self, seed: int = 0) -> list[np.ndarray]:
         """Inputs of the model's shapes and dtypes: normal floats, integers of all values."""
@@ -150,12 +180,6 @@ class Emulator:
         )
 
 
-def median_counts(regions: Sequence[Region]) -> Counts:
-    """The counts of the inference with the median total."""
-    ordered = sorted((region.counts for region in regions), key=lambda counts: sum(counts.values()))
-    return ordered[len(ordered) // 2]
-
-
 def _end(process: subprocess.Popen[bytes], scratch: tempfile.TemporaryDirectory[str]) -> None:
     process.kill()
     process.communicate()
@@ -178,17 +202,21 @@ def _random(random: np.random.Generator, tensor: Tensor) -> np.ndarray:
 def _regions(lines: IO[str]) -> list[Region]:
     """The regions in what count.c wrote."""
     regions: list[Region] = []
-    laps: list[Counts] = []
     for line in lines:
-        what, *numbers = line.split()
+        what, *words = line.split()
+        numbers = [int(word) for word in words]
         if what == "begin":
-            laps = []
+            regions.append(Region())
         elif what == "lap":
-            laps.append(_counts(numbers))
+            regions[-1].laps.append(Lap(numbers[0], _counts(numbers[1:])))
+        elif what == "site":
+            regions[-1].sites.append(Site(*numbers))
+        elif what == "call":
+            regions[-1].calls.append(_counts(numbers))
         else:
-            regions.append(Region(_counts(numbers), laps))
+            regions[-1].counts = _counts(numbers)
     return regions
 
 
-def _counts(numbers: list[str]) -> Counts:
-    return dict(zip(CLASSES, (int(number) for number in numbers), strict=True))
+def _counts(numbers: list[int]) -> Counts:
+    return dict(zip(CLASSES, numbers, strict=True))

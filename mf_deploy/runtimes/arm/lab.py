@@ -17,7 +17,7 @@ from mf_deploy.runtimes.arm import CPUS
 QEMU = "qemu-aarch64"  # the dynamic build: the static one takes no plugins
 DISTRIBUTIONS = ("numpy", "onnxruntime", "ai-edge-litert")
 PLUGIN_SOURCE = Path(__file__).with_name("count.c")
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(__file__).with_name("guest") / "runner.py"
 SETUP = "Run: mf-deploy setup arm"
 
 

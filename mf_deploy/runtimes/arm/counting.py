@@ -1,0 +1,103 @@
+"""Instructions of one inference: in all, and by operator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mf_deploy.errors import GATE_FAILED, MfDeployError
+from mf_deploy.runtimes.arm.emulator import CLASSES, SURVEY, Counts, Emulator
+from mf_deploy.runtimes.arm.lab import Lab
+from mf_deploy.runtimes.arm.laps import operator_laps
+
+MAX_UNEXPLAINED = 0.05
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the graph that the engine really runs, after its own fusions."""
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    counts: Counts
+
+
+def total(counts: Counts) -> int:
+    """Instructions of all classes together."""
+    return sum(counts.values())
+
+
+def count_inference(lab: Lab, cpu: str, model: Path, runs: int = 3) -> tuple[list[Counts], list[np.ndarray]]:
+    """Instructions of each of ``runs`` inferences with one thread, and the random input that they had.
+
+    One inference goes before them, so that what an engine does once is not in the counts.
+    """
+    with Emulator(lab, cpu, model, counting=True) as emulator:
+        inputs = emulator.random_inputs()
+        return [region.counts for region in emulator.count(inputs, runs=runs)], inputs
+
+
+def median(counts: Sequence[Counts]) -> Counts:
+    """The counts of the inference with the median total."""
+    return sorted(counts, key=total)[len(counts) // 2]
+
+
+def count_operators(
+    lab: Lab, cpu: str, model: Path, inputs: Sequence[np.ndarray], whole: Counts
+) -> list[Operator]:
+    """Instructions of each operator of one inference, in the order of execution.
+
+    ONNX: without the profiler, which would multiply the counts of small operators; it only gives the names.
+    The executor calls each operator from one place in its code, which is found by the number of calls.
+    TFLite: with the profiler, whose reading of the clock adds about 100 instructions to each operator.
+
+    Args:
+        whole: the counts of an inference without the profiler; the operators together must be about as many.
+
+    Raises:
+        MfDeployError: the engine ran in a way that does not explain the instructions that were counted.
+    """
+    with Emulator(lab, cpu, model, counting=True, profile=True) as emulator:
+        laps = emulator.count(inputs, runs=1)[0].laps
+        described = emulator.operators()
+    try:
+        if model.suffix == ".onnx":
+            counts = _by_call(lab, cpu, model, inputs, len(described))
+        else:
+            ranges = operator_laps(described, [lap.ns for lap in laps])
+            counts = [_between(laps[first].counts, laps[last].counts) for first, last in ranges]
+    except ValueError as error:
+        raise _unexplained(model, str(error)) from None
+    explained = sum(total(of) for of in counts)
+    if abs(explained - total(whole)) > MAX_UNEXPLAINED * total(whole):
+        raise _unexplained(model, f"the operators took {explained} of {total(whole)} instructions")
+    return [
+        Operator(of["kind"], of["name"], tuple(of["shape"]), count)
+        for of, count in zip(described, counts, strict=True)
+    ]
+
+
+def _by_call(lab: Lab, cpu: str, model: Path, inputs: Sequence[np.ndarray], operators: int) -> list[Counts]:
+    """Instructions of each call from the place that makes ``operators`` calls and spends most in them."""
+    with Emulator(lab, cpu, model, counting=True) as emulator:
+        sites = emulator.count(inputs, runs=1, calls=SURVEY)[0].sites
+        candidates = [site for site in sites if site.calls == operators]
+        if not candidates:
+            raise ValueError(f"{operators} operators, but no place in the engine's code makes so many calls")
+        busiest = max(candidates, key=lambda site: site.instructions)
+        return emulator.count(inputs, warmup=0, runs=1, calls=busiest.address)[0].calls
+
+
+def _between(start: Counts, end: Counts) -> Counts:
+    return {name: end[name] - start[name] for name in CLASSES}
+
+
+def _unexplained(model: Path, why: str) -> MfDeployError:
+    return MfDeployError(
+        f"Cannot tell the operators of {model} apart",
+        why,
+        "Count it without --per-op; this version of the engine works in another way.",
+        GATE_FAILED,
+    )

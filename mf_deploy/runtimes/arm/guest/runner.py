@@ -1,0 +1,74 @@
+"""Runs one model for the host, message by message."""
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+from typing import IO, Any
+
+import numpy as np
+from engines import OnnxModel, TfliteModel
+from messages import receive, send
+
+REGION = 0x6D66  # the magic prctl option that count.c watches
+
+
+def open_model(request: dict[str, Any]) -> Any:
+    """The model that a request names, with its engine's profiler on if it asks for that."""
+    path, threads, profile = request["model"], request["threads"], request["profile"]
+    if profile:
+        from profiled import ProfiledOnnx, ProfiledTflite
+
+        return {"onnx": ProfiledOnnx, "tflite": ProfiledTflite}[request["engine"]](path, threads, profile)
+    return {"onnx": OnnxModel, "tflite": TfliteModel}[request["engine"]](path, threads)
+
+
+def count(model: Any, inputs: list[np.ndarray], warmup: int, runs: int, calls: int) -> None:
+    """Run the model, with a marked region around each inference after the first ``warmup``."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    gc.collect()
+    gc.disable()
+    for run in range(warmup + runs):
+        model.prepare(inputs)
+        if run >= warmup:
+            prctl(REGION, 1, calls, 0, 0)
+            model.invoke()
+            prctl(REGION, 0, 0, 0, 0)
+        else:
+            model.invoke()
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Load the model that the first message names, then answer the others until the host hangs up."""
+    request, _ = receive(requests)
+    model = open_model(request)
+    send(answers, {} if request["profile"] else model.tensors())
+    while True:
+        request, inputs = receive(requests)
+        if request["do"] == "count":
+            count(model, inputs, request["warmup"], request["runs"], request["calls"])
+            send(answers, {})
+        elif request["do"] == "operators":
+            send(answers, {"operators": model.operators()})
+        else:
+            model.prepare(inputs)
+            model.invoke()
+            send(answers, {}, model.outputs())
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host ends this process when it is interrupted
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what an engine prints is no answer
+    try:
+        serve(sys.stdin.buffer, answers)
+    except EOFError:
+        pass
+    except Exception as error:  # engines raise types of their own; the host makes one line of it
+        send(answers, {"error": str(error) or type(error).__name__})
+
+
+if __name__ == "__main__":
+    main()
