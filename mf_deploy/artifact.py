@@ -1,15 +1,17 @@
 """An exported model on disk: the model file and the manifest that says what it is."""
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeVar, get_args
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mf_deploy.errors import MfDeployError
@@ -18,6 +20,17 @@ from mf_deploy.preprocessing import Preprocessing
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 16 << 20
+
+_CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
 
 Target = Literal["onnx", "coreml", "tflite"]
 Scheme = Literal["fp32", "fp16", "w8", "w8a8", "w8a16", "mixed"]
@@ -106,6 +119,7 @@ class Manifest(Record):
     outputs: list[TensorInfo]
     preprocessing: Preprocessing
     labels: list[str] | None
+    reference_sha256: str | None = Field(None, description="of the model.safetensors that it was made from")
     quantization: Quantization
     calibration: Calibration | None = None
     rewrites: list[str]
@@ -179,10 +193,12 @@ class Artifact:
                 raise MfDeployError(f"Refused {folder}", f"{file.name} lies outside the folder", fix)
             if not path.is_file() or path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
                 raise MfDeployError(f"Damaged artifact {folder}", f"{file.name} is missing or changed", fix)
-        artifact = cls(folder, manifest)
-        if not artifact.model_path.resolve().is_relative_to(root) or not artifact.model_path.exists():
-            raise MfDeployError(f"Damaged artifact {folder}", "the model file is missing", fix)
-        return artifact
+        model_file = PurePosixPath(manifest.model_file)
+        if not any(PurePosixPath(file.name).is_relative_to(model_file) for file in manifest.files):
+            raise MfDeployError(
+                f"Damaged artifact {folder}", "the model file is not in its list of files", fix
+            )
+        return cls(folder, manifest)
 
 
 def find_artifacts(run: Path) -> list[Artifact]:
@@ -248,24 +264,26 @@ def whole_folder(final: Path, force: bool) -> Iterator[Path]:
     except OSError as error:
         if old.exists() and not final.exists():
             old.rename(final)
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR):
+        if error.errno in _CANNOT_WRITE:
             raise _cannot_write(final, error) from None
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(temporary)
+        _remove(old)
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file under another name and rename it, so that a reader never sees half of it."""
+    _sweep_stale(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> MfDeployError:
@@ -276,10 +294,18 @@ def _cannot_write(path: Path, error: OSError) -> MfDeployError:
 def _sweep_stale(final: Path) -> None:
     """Remove what killed processes left behind; a folder set aside by one is put back first."""
     for kind in ("old", "tmp"):
-        for stale in final.parent.glob(f".{final.name}.{kind}-*"):
+        for stale in final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"):
             pid = stale.name.rpartition("-")[2]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 if kind == "old" and not final.exists():
                     stale.rename(final)
                 else:
-                    shutil.rmtree(stale, ignore_errors=True)
+                    _remove(stale)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """From a decoded picture to the network's input: one definition, stored in every manifest."""
 
+import math
 from typing import Literal, Self
 
 import numpy as np
@@ -31,6 +32,8 @@ class Preprocessing(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError("mean and std must be finite")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         return self

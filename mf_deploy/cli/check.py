@@ -60,6 +60,7 @@ def command(
     from mf_deploy.data.images import open_images
     from mf_deploy.evaluation.accuracy import refuse_random_weights, refuse_unfit
     from mf_deploy.evaluation.gates import Gates
+    from mf_deploy.evaluation.origin import refuse_orphans
 
     if layers and (max_drop is not None or min_agreement is not None):
         raise MfDeployError(
@@ -69,6 +70,7 @@ def command(
     artifacts = list({artifact.folder: artifact for artifact in found}.values())
     if not layers:
         refuse_random_weights(artifacts)
+    refuse_orphans(artifacts)
     images = open_images(data, limit, seed, label_file)
     _require_writable(json_file, [] if layers else artifacts)
     if layers:

@@ -1,18 +1,20 @@
 """What every command shares: how errors end it, how it draws, and the values it accepts."""
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mf_deploy.errors import MfDeployError, nearest
+from mf_deploy.errors import BAD_INPUT, MfDeployError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 PIPED_WIDTH = 140
 
 
@@ -25,15 +27,26 @@ def run_command(command: click.Command) -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
-        _fail(f"{' '.join(error.format_message().split())} See {command.name} --help.", 2)
+        _fail(f"{' '.join(error.format_message().split())} See {command.name} --help.", BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        _fail("Interrupted: nothing half-written was kept. Run the same command again.", INTERRUPTED)
+        _fail("Interrupted: what was finished is kept, and nothing that is half-written.", INTERRUPTED)
+    except BrokenPipeError:
+        _leave_closed_pipe()
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"Cannot read or write{where}: {error.strerror or error}.", BAD_INPUT)
     sys.exit(result if isinstance(result, int) else 0)
 
 
 def _fail(line: str, exit_code: int) -> None:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _leave_closed_pipe() -> None:
+    """Whoever read our output has enough, e.g. ``| head``: end without a word, also at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(CLOSED_PIPE)
 
 
 class Name(click.ParamType):

@@ -94,7 +94,7 @@ def command(
     folders = {each: run / artifact_name(each, precision, graph) for each in targets}
     for folder in folders.values():
         check_writable(folder, force)
-    _save(run, model, record, force)
+    record = _save(run, model, record, force)
     probe = Probe.seeded(model, record.preprocessing.input_size)
     artifacts = []
     for each, folder in folders.items():
@@ -166,7 +166,7 @@ def _reference(
     return model, ModelRecord(source=source, preprocessing=preprocessing, labels=found, weights_sha256="")
 
 
-def _save(run: Path, model: "nn.Module", record: "ModelRecord", force: bool) -> None:
+def _save(run: Path, model: "nn.Module", record: "ModelRecord", force: bool) -> "ModelRecord":
     """Write the reference; artifacts of other weights in the same run would then be orphans: refuse."""
     from mf_deploy.artifact import read_record
     from mf_deploy.models.stored import RECORD_NAME, ModelRecord, save_reference, weights_digest
@@ -180,7 +180,7 @@ def _save(run: Path, model: "nn.Module", record: "ModelRecord", force: bool) -> 
                 "its weights or preprocessing differ",
                 "Pass --force, or another --out.",
             )
-    save_reference(run, model, record.source, record.preprocessing, record.labels)
+    return save_reference(run, model, record.source, record.preprocessing, record.labels)
 
 
 def print_artifacts(artifacts: "list[Artifact]", as_json: bool) -> None:

@@ -180,6 +180,7 @@ def _finish(
         outputs=written.outputs,
         preprocessing=graph.record.preprocessing,
         labels=graph.record.labels,
+        reference_sha256=graph.record.weights_sha256 or None,
         quantization=exporter.count(folder / written.model_file),
         calibration=calibration,
         rewrites=list(graph.rewrites),
