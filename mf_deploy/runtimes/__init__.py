@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from mf_deploy.artifact import Artifact
-from mf_deploy.errors import MfDeployError
 from mf_deploy.runtimes.session import Session
 
 __all__ = ["Session", "open_reference", "open_session"]
@@ -12,11 +11,17 @@ __all__ = ["Session", "open_reference", "open_session"]
 def open_session(artifact: Artifact, device: str = "host", threads: int = 1) -> Session:
     """The artifact, loaded and ready to run on ``device`` with ``threads`` compute threads.
 
+    Args:
+        device: ``host``, or ``arm:<cpu>`` for the engine's ARM build in emulation.
+
     Raises:
         MfDeployError: an unknown device, a missing runtime, or a file that does not load.
     """
     if device != "host":
-        raise MfDeployError(f"Unknown device {device!r}", "only host is supported", "Use --device host.")
+        from mf_deploy.runtimes.arm import cpu_of
+        from mf_deploy.runtimes.arm.session import ArmSession
+
+        return ArmSession(artifact, cpu_of(device), threads)
     if artifact.manifest.target == "onnx":
         from mf_deploy.runtimes.onnx import OnnxSession
 

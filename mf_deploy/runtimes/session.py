@@ -21,6 +21,7 @@ class Session(ABC):
     name: str
     input: TensorInfo
     preprocessing: Preprocessing
+    device: str = "host"
 
     def __init__(self, name: str, input: TensorInfo, preprocessing: Preprocessing) -> None:
         self.name, self.input, self.preprocessing = name, input, preprocessing

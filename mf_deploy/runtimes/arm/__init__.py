@@ -40,10 +40,10 @@ def cpu_of(device: str) -> str:
     """The CPU that a device like ``arm:cortex-a76`` names.
 
     Raises:
-        MfDeployError: there is no such CPU.
+        MfDeployError: there is no such device.
     """
-    name = device.removeprefix(DEVICE_PREFIX)
-    if name not in CPUS:
-        devices = [DEVICE_PREFIX + cpu for cpu in CPUS]
-        raise MfDeployError(f"Unknown device {device!r}", "it is not emulated", nearest(device, devices))
-    return name
+    devices = {DEVICE_PREFIX + cpu: cpu for cpu in CPUS}
+    if device not in devices:
+        what = f"Unknown device {device!r}"
+        raise MfDeployError(what, "it is not supported", nearest(device, ["host", *devices]))
+    return devices[device]

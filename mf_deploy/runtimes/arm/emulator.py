@@ -32,6 +32,11 @@ class Tensor:
     dtype: np.dtype
     quantization: tuple[float, int]
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What LiteRT's own Python interface calls the details of a tensor."""
+        return {"dtype": self.dtype, "quantization": self.quantization}
+
 
 @dataclass(frozen=True)
 class Lap:

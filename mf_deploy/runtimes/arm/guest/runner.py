@@ -59,7 +59,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host ends this process when it is interrupted
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupted host waits for nothing
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an engine prints is no answer
     try:
