@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option("--layers", is_flag=True, help="Show where each artifact first drifts from PyTorch instead.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the results there; - is standard output.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of each session.")
+@click.option(
+    "--device",
+    default="host",
+    show_default=True,
+    help="host, or an emulated ARM CPU: arm:cortex-a72, arm:cortex-a76, arm:max.",
+)
 def command(
     runs: tuple[Path, ...],
     data: Path,
@@ -48,6 +54,7 @@ def command(
     layers: bool,
     json_file: str | None,
     threads: int,
+    device: str,
 ) -> int:
     """Check the accuracy of artifacts against their PyTorch reference on labelled images.
 
@@ -55,6 +62,9 @@ def command(
     images, read once. Intervals are 95 %. A gate passes when the whole interval keeps it; the exit code
     is 1 when a gate fails or cannot be decided with these images. Results are kept in the model folder's
     results/, where mf-report finds them.
+
+    With --device arm:..., the engine's own ARM kernels run the artifacts in emulation, some pictures a
+    second: take a --limit of 20 or so. mf-deploy setup arm prepares that.
     """
     from mf_deploy.artifact import find_artifacts
     from mf_deploy.data.images import open_images
@@ -68,6 +78,8 @@ def command(
         )
     found = (artifact for run in runs for artifact in find_artifacts(run.resolve()))
     artifacts = list({artifact.folder: artifact for artifact in found}.values())
+    if device != "host":
+        artifacts = _emulated(artifacts, device, layers)
     if not layers:
         refuse_random_weights(artifacts)
     refuse_orphans(artifacts)
@@ -77,7 +89,7 @@ def command(
         return _show_layers(artifacts, images, json_file, threads)
     gates = Gates(max_drop_points=max_drop, min_agreement_percent=min_agreement)
     refuse_unfit(artifacts, images, gates)
-    return _check(artifacts, images, gates, json_file, threads)
+    return _check(artifacts, images, gates, json_file, threads, device)
 
 
 def main() -> None:
@@ -90,15 +102,17 @@ def _check(
     gates: "Gates",
     json_file: str | None,
     threads: int,
+    device: str,
 ) -> int:
     from mf_deploy.evaluation.accuracy import AccuracyReports, check_all
     from mf_deploy.report.results import save_result
 
-    subjects, problems = _open(artifacts, threads)
+    subjects, problems = _open(artifacts, threads, device)
     with _progress(f"{len(subjects)} artifacts") as progress:
         reports = check_all(subjects, images, gates, progress)
     for subject, report in zip(subjects, reports, strict=True):
-        save_result(subject.artifact.folder.parent, f"check-{report.artifact}", report)
+        where = "" if device == "host" else f"-{device}"
+        save_result(subject.artifact.folder.parent, f"check-{report.artifact}{where}", report)
     _write_json(json_file, AccuracyReports(reports=reports))
     out = _console(json_file)
     for _, group in groupby(reports, key=lambda report: (Path(report.path).parent, report.images)):
@@ -114,7 +128,25 @@ def _check(
     return GATE_FAILED if failed else max((problem.exit_code for problem in problems), default=0)
 
 
-def _open(artifacts: "Sequence[Artifact]", threads: int) -> "tuple[list[Subject], list[MfDeployError]]":
+def _emulated(artifacts: "list[Artifact]", device: str, layers: bool) -> "list[Artifact]":
+    """The artifacts that have an engine on the emulated ``device``, once the lab is known to be there."""
+    from mf_deploy.runtimes.arm import cpu_of
+    from mf_deploy.runtimes.arm.lab import open_lab
+    from mf_deploy.runtimes.arm.session import require_arm_engine
+
+    cpu_of(device)
+    if layers:
+        raise MfDeployError(f"Cannot use --layers on {device}", "it runs on the host", "Leave out --device.")
+    open_lab()
+    fit = [artifact for artifact in artifacts if artifact.manifest.target != "coreml"]
+    if not fit:
+        require_arm_engine(artifacts[0])
+    return fit
+
+
+def _open(
+    artifacts: "Sequence[Artifact]", threads: int, device: str
+) -> "tuple[list[Subject], list[MfDeployError]]":
     """Every artifact that opens, with its reference; an error only when none does."""
     from mf_deploy.evaluation.accuracy import BATCH_SIZE
     from mf_deploy.evaluation.comparison import Subject
@@ -128,7 +160,7 @@ def _open(artifacts: "Sequence[Artifact]", threads: int) -> "tuple[list[Subject]
         if run not in references:
             references[run] = open_reference(run, BATCH_SIZE, threads)
         try:
-            subjects.append(Subject(artifact, open_session(artifact, threads=threads), references[run]))
+            subjects.append(Subject(artifact, open_session(artifact, device, threads), references[run]))
         except MfDeployError as error:
             problems.append(error)
     if not subjects:
@@ -200,7 +232,7 @@ def _print_table(out: "Console", reports: "list[AccuracyReport]") -> None:
             f"{report.sqnr_db:.1f}",
             f"{report.max_abs_error:.2g}",
             f"{report.mean_abs_error:.2g}",
-            f"{report.images_per_s:.0f}",
+            f"{report.images_per_s:.0f}" if report.images_per_s else "",
             *([_verdict(report.gates)] if gated else []),
         )
     _print_whole(out, table)
@@ -243,7 +275,13 @@ def _print_notes(out: "Console", reports: "list[AccuracyReport]", images: "Label
         out,
         f"Run by {', '.join(engines)}. Images/s are of sessions that share the cores: time with mf-bench.",
     )
-    if any(report.kind == "emulated" for report in reports):
+    device = reports[0].device
+    if device != "host":
+        _line(
+            out,
+            f"On {device}, emulated: the results are those of the engines' ARM kernels, the speed is not.",
+        )
+    elif any(report.kind == "emulated" for report in reports):
         _line(out, "Core ML is run by the MIL interpreter: it checks the program, not Apple's kernels.")
     skipped = images.skipped
     if skipped:

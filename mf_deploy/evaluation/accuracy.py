@@ -41,6 +41,7 @@ class AccuracyReport(Record):
     model_sha256: str
     model_bytes: int
     kind: Literal["host", "emulated"]
+    device: str = Field("host", description="as mf-check addresses it, e.g. arm:cortex-a76")
     runtime: str = Field(description="what ran the artifact")
     data: str
     images: int
@@ -56,7 +57,9 @@ class AccuracyReport(Record):
     mean_abs_error: float
     logits_range: float = Field(description="max - min of the reference logits")
     non_finite: int = Field(description="images with a NaN or infinite logit; they count as wrong")
-    images_per_s: float = Field(description="of the inference, beside the other sessions of the pass")
+    images_per_s: float | None = Field(
+        description="of the inference, beside the other sessions of the pass; None in emulation of a CPU"
+    )
     reference_images_per_s: float
     gates: list[GateResult]
     created: str = Field(description="UTC, ISO 8601")
@@ -75,7 +78,11 @@ class AccuracyReports(Record):
 
 
 def check(
-    artifact: Artifact, images: LabelledImages, against: Session, gates: Gates | None = None
+    artifact: Artifact,
+    images: LabelledImages,
+    against: Session,
+    gates: Gates | None = None,
+    device: str = "host",
 ) -> AccuracyReport:
     """Judge one artifact on all of ``images`` against the reference session.
 
@@ -85,7 +92,7 @@ def check(
     from mf_deploy.runtimes import open_session
 
     refuse_unfit([artifact], images, gates or Gates())
-    return check_all([Subject(artifact, open_session(artifact), against)], images, gates)[0]
+    return check_all([Subject(artifact, open_session(artifact, device), against)], images, gates)[0]
 
 
 def check_all(
@@ -202,7 +209,7 @@ def _report(
     subject: Subject, tally: PairedTally, comparison: Comparison, images: LabelledImages, gates: Gates
 ) -> AccuracyReport:
     manifest = subject.artifact.manifest
-    runtime = runtime_name(manifest.target)
+    runtime, device = runtime_name(manifest.target), subject.session.device
     reference = comparison.references[id(subject.against)]
     n = comparison.labelled
     has_top5 = n > 0 and manifest.model.num_classes > TOP_K
@@ -216,7 +223,8 @@ def _report(
         scheme=manifest.scheme,
         model_sha256=subject.artifact.sha256,
         model_bytes=subject.artifact.size_bytes,
-        kind="emulated" if runtime == MIL_INTERPRETER else "host",
+        kind="host" if runtime != MIL_INTERPRETER and device == "host" else "emulated",
+        device=device,
         runtime=runtime,
         data=str(images.path),
         images=comparison.images,
@@ -232,7 +240,7 @@ def _report(
         mean_abs_error=tally.error.mean_abs,
         logits_range=tally.error.reference_range,
         non_finite=tally.non_finite,
-        images_per_s=comparison.images / max(tally.seconds, 1e-9),
+        images_per_s=comparison.images / max(tally.seconds, 1e-9) if device == "host" else None,
         reference_images_per_s=comparison.images / max(reference.seconds, 1e-9),
         gates=judge(gates, drop, agreement, tally.non_finite),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
