@@ -114,6 +114,12 @@ def _check_arguments(
     if (name is None) == (factory is None):
         why = "no model given" if name is None else "both a name and --model given"
         raise MfDeployError("Nothing to export", why, "Give one: a name of mf-deploy models, or --model.")
+    if factory is not None and ":" not in factory:
+        raise MfDeployError(
+            f"Bad model {factory!r}",
+            "not of the form package.module:factory",
+            "Name a callable without arguments that returns an nn.Module, or leave out --model.",
+        )
     if checkpoint is not None and random_weights:
         raise MfDeployError("Contradiction", "--checkpoint and --random-weights", "Give one of them.")
     if name is not None and checkpoint is None and not random_weights:

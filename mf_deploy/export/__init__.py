@@ -128,11 +128,18 @@ def quantize(
     digests: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
+        """Whole batches; the digests are those of the images that were really used."""
         digests.clear()
         for batch in calibration.batches(graph.record.preprocessing, graph.batch):
-            digests.extend(batch.digests)
             if len(batch.pictures) == graph.batch:
+                digests.extend(batch.digests)
                 yield batch.pictures
+        if not digests:
+            raise MfDeployError(
+                f"Too few images in {calibration.path}",
+                f"none of the batches of {graph.batch} is full",
+                "Give more calibration images, or a smaller --batch.",
+            )
 
     with whole_folder(out, force) as folder:
         written = exporter.quantize(graph, policy.scheme, options, batches, folder)

@@ -112,20 +112,27 @@ class OnnxExporter(TargetExporter):
         if options.input == "uint8":
             module = PictureInput(module, graph.record.preprocessing)
             example = example_pictures(graph)
-        with quiet():
-            program = torch.onnx.export(
-                module.eval(),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                external_data=False,
-                verbose=False,
-            )
-            assert program is not None
-            model = onnx.shape_inference.infer_shapes(program.model_proto)
-            simplified, _ = onnxsim.simplify(model)
+        try:
+            with quiet():
+                program = torch.onnx.export(
+                    module.eval(),
+                    (example,),
+                    dynamo=True,
+                    opset_version=OPSET,
+                    input_names=[INPUT_NAME],
+                    output_names=[OUTPUT_NAME],
+                    external_data=False,
+                    verbose=False,
+                )
+                assert program is not None
+                model = onnx.shape_inference.infer_shapes(program.model_proto)
+                simplified, _ = onnxsim.simplify(model)
+        except Exception as error:  # torch.export and the ONNX tools raise types of many libraries
+            raise MfDeployError(
+                f"Cannot convert {graph.record.source.name} to ONNX",
+                _first_words(error),
+                "Check that the model works with torch.export, or try --graph reference.",
+            ) from error
         check_same(model, simplified, example.numpy())
         return onnx.shape_inference.infer_shapes(simplified)
 
@@ -145,6 +152,13 @@ class OnnxExporter(TargetExporter):
         )
         tools = {name: version(name) for name in self.modules}
         return WrittenModel(MODEL_FILE, taken, [logits], tools)
+
+
+def _first_words(error: BaseException) -> str:
+    """What went wrong at the bottom of ``error``, in one line: the tools wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def example_pictures(graph: DeployGraph) -> torch.Tensor:
