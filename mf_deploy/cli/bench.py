@@ -1,4 +1,4 @@
-"""mf-bench: how long artifacts take on this machine."""
+"""mf-bench: how long artifacts take on this machine, or how much work they are for an emulated phone."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,10 @@ from mf_deploy.cli.command import run_command
 from mf_deploy.errors import MfDeployError
 
 if TYPE_CHECKING:
-    from mf_deploy.artifact import Artifact
+    from mf_deploy.artifact import Artifact, Record
     from mf_deploy.benchmarks import Device, LatencyReport, Protocol
-    from mf_deploy.benchmarks.latency import BenchReport, LatencyRatio, Measurement
+    from mf_deploy.benchmarks.devices.arm import Arm
+    from mf_deploy.benchmarks.latency import LatencyRatio, Measurement
     from mf_deploy.benchmarks.measure import Progress
 
 Result = TypeVar("Result")
@@ -41,7 +42,16 @@ class Threads(click.ParamType):
         return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-@click.command(name="mf-bench")
+EPILOG = """\b
+Examples:
+  mf-bench runs/mobile_former_294m
+  mf-bench runs/mobile_former_294m/tflite-w8a8 --threads 1,2 --seconds 10
+  mf-bench runs/mobile_former_294m/onnx-w8a8 --vs runs/mobile_former_294m/onnx-fp32
+  mf-bench runs/mobile_former_294m --device arm:cortex-a76 --per-op
+"""
+
+
+@click.command("mf-bench", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--threads", type=Threads(), default="1", show_default=True, help="Thread counts to time with.")
 @click.option(
@@ -52,6 +62,14 @@ class Threads(click.ParamType):
     "--vs", metavar="RUN", type=click.Path(path_type=Path), help="Also time each artifact against this one."
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write every sample there; - is standard output.")
+@click.option(
+    "--device",
+    "device_name",
+    default="host",
+    show_default=True,
+    help="host, or an emulated ARM CPU: arm:cortex-a72, arm:cortex-a76, arm:max.",
+)
+@click.option("--per-op", is_flag=True, help="On ARM: also by operator.")
 def bench(
     runs: tuple[Path, ...],
     threads: tuple[int, ...],
@@ -59,6 +77,8 @@ def bench(
     seconds: float | None,
     vs: Path | None,
     json_file: str | None,
+    device_name: str,
+    per_op: bool,
 ) -> int:
     """Time artifacts on this machine: load, first inference, percentiles, throughput, memory.
 
@@ -67,15 +87,24 @@ def bench(
 
     With --vs, each artifact and the one at RUN (for a model folder: the one of the same name) also take
     turns in one process; the ratio of their medians comes with its 95 % interval.
+
+    With --device arm:..., nothing is timed: the engine's ARM build runs in emulation and its instructions
+    are counted (mf-deploy setup arm prepares that).
     """
     from mf_deploy.artifact import find_artifacts
     from mf_deploy.benchmarks import Protocol, open_device
     from mf_deploy.benchmarks.latency import BenchReport
 
+    if device_name.startswith("arm:"):
+        return _count(runs, threads, count, seconds, vs, json_file, device_name, per_op)
+    if per_op:
+        raise MfDeployError(
+            "Cannot use --per-op here", "it counts instructions", "Add --device arm:cortex-a76."
+        )
     if count is not None and seconds is not None:
         raise MfDeployError("Cannot use --runs with --seconds", "each says when to stop", "Pass one of them.")
     protocol = Protocol(min_runs=count or (1 if seconds else DEFAULT_RUNS), min_seconds=seconds or 0.0)
-    device = open_device("host")
+    device = open_device(device_name)
     for number in threads:
         device.check_threads(number)
     artifacts = list({a.folder: a for run in runs for a in find_artifacts(run.resolve())}.values())
@@ -88,7 +117,7 @@ def bench(
             report = job.time(artifact, number)
             if report.measurement and artifact.folder in partners:
                 job.compare(artifact, partners[artifact.folder], number)
-    _write_json(json_file, BenchReport(reports=job.reports, ratios=job.ratios))
+    write_json(json_file, BenchReport(reports=job.reports, ratios=job.ratios))
     to_stderr = json_file == "-"
     _print_table(job.reports, to_stderr)
     for line in [*_ratio_lines(job.ratios), *_notes(job.reports)]:
@@ -98,6 +127,33 @@ def bench(
 
 def main() -> None:
     run_command(bench)
+
+
+def _count(
+    runs: tuple[Path, ...],
+    threads: tuple[int, ...],
+    count: int | None,
+    seconds: float | None,
+    vs: Path | None,
+    json_file: str | None,
+    device_name: str,
+    per_op: bool,
+) -> int:
+    """Count instructions on an emulated ARM CPU."""
+    from mf_deploy.artifact import find_artifacts
+    from mf_deploy.benchmarks.devices.arm import Arm
+    from mf_deploy.cli.bench_arm import DEFAULT_RUNS, count_all
+
+    if seconds is not None or threads != (1,):
+        option = "--threads" if seconds is None else "--seconds"
+        raise MfDeployError(
+            f"Cannot use {option} on {device_name}", "nothing is timed there", "Leave it out."
+        )
+    device = Arm(device_name)
+    artifacts = list({a.folder: a for run in runs for a in find_artifacts(run.resolve())}.values())
+    partners = _partners(artifacts, vs, device) if vs else {}
+    _check_writable([artifact.folder.parent / "results" for artifact in artifacts], json_file)
+    return count_all(artifacts, partners, device, count or DEFAULT_RUNS, per_op, json_file)
 
 
 @dataclass
@@ -160,7 +216,7 @@ def _keep(run_folder: Path, name: str, report: "LatencyReport") -> None:
         save_result(run_folder, name, report)
 
 
-def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device") -> "dict[Path, Artifact]":
+def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device | Arm") -> "dict[Path, Artifact]":
     """Artifact folder -> what to compare it with: the only artifact at ``vs``, or its namesake there."""
     from mf_deploy.artifact import find_artifacts
 
@@ -191,7 +247,8 @@ def _check_writable(folders: list[Path], json_file: str | None) -> None:
         check_writable(Path(json_file), force=True)
 
 
-def _write_json(json_file: str | None, report: "BenchReport") -> None:
+def write_json(json_file: str | None, report: "Record") -> None:
+    """Write a record to a file, or to standard output for ``-``."""
     from mf_deploy.artifact import write_whole
 
     if json_file == "-":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mf_deploy.artifact import MANIFEST_NAME, SCHEMES, TARGETS, Artifact, find_artifacts
+from mf_deploy.benchmarks.instructions import InstructionReport
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.errors import MfDeployError
 from mf_deploy.report.results import load_results
@@ -40,6 +41,7 @@ class Entry:
     artifact: Artifact
     accuracy: "AccuracyReport | None" = None
     latency: dict[Setting, LatencyReport] = field(default_factory=dict)
+    instructions: dict[str, InstructionReport] = field(default_factory=dict)
     not_run: list[str] = field(default_factory=list)
 
     @property
@@ -69,6 +71,16 @@ class Collection:
         """What was timed where: the setting with most artifacts first, then the one with fewest threads."""
         count = Counter(setting for entry in self.entries for setting in entry.latency)
         return sorted(count, key=lambda setting: (-count[setting], setting.threads, setting))
+
+    @property
+    def references(self) -> list[Entry]:
+        """For each model and data set, one entry whose accuracy report tells the reference's accuracy."""
+        found: dict[tuple[Path, str, int], Entry] = {}
+        for entry in self.entries:
+            if entry.accuracy and entry.accuracy.reference_top1:
+                key = (entry.artifact.folder.parent, entry.accuracy.data, entry.accuracy.images)
+                found.setdefault(key, entry)
+        return list(found.values())
 
 
 def collect(folder: Path) -> Collection:
@@ -123,21 +135,24 @@ def _add_results(run: Path, entries: list[Entry], everything: bool) -> list[str]
     results = load_results(run)
     by_name = {entry.artifact.name: entry for entry in entries}
     problems = list(results.problems)
-    for accuracy in results.accuracy:
+    for accuracy in sorted(results.accuracy, key=lambda report: report.device == "host"):
         if entry := _owner(run, accuracy, by_name, "mf-check", everything, problems):
-            entry.accuracy = accuracy
+            entry.accuracy = accuracy  # that of the host, if there is one
     for latency in results.latency:
         if entry := _owner(run, latency, by_name, "mf-bench", everything, problems):
             if latency.measurement is None:
                 entry.not_run.append(f"latency on {Setting.of(latency)}: {latency.not_run}")
             else:
                 entry.latency[Setting.of(latency)] = latency
+    for count in results.instructions:
+        if entry := _owner(run, count, by_name, "mf-bench", everything, problems):
+            entry.instructions[count.device] = count
     return problems
 
 
 def _owner(
     run: Path,
-    report: "AccuracyReport | LatencyReport",
+    report: "AccuracyReport | LatencyReport | InstructionReport",
     by_name: dict[str, Entry],
     command: str,
     everything: bool,

@@ -1,6 +1,7 @@
 """Where results are kept: in the folder ``results`` of the model folder that holds the artifacts.
 
-``check-<artifact>.json`` is an accuracy, ``bench-<artifact>-<device>-t<threads>.json`` a latency.
+``check-<artifact>.json`` is an accuracy, ``bench-<artifact>-<device>-t<threads>.json`` a latency,
+``instructions-<artifact>-<device>.json`` an instruction count.
 """
 
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mf_deploy.artifact import Record, read_record, write_whole
+from mf_deploy.benchmarks.instructions import InstructionReport
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.errors import MfDeployError
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from mf_deploy.evaluation.accuracy import AccuracyReport
 
 RESULTS_FOLDER = "results"
-CHECK, BENCH = "check-", "bench-"
+CHECK, BENCH, INSTRUCTIONS = "check-", "bench-", "instructions-"
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Results:
 
     accuracy: "list[AccuracyReport]" = field(default_factory=list)
     latency: list[LatencyReport] = field(default_factory=list)
+    instructions: list[InstructionReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -57,8 +60,10 @@ def load_results(run_folder: Path) -> Results:
                 results.accuracy.append(read_record(path, AccuracyReport, fix))
             elif path.name.startswith(BENCH):
                 results.latency.append(read_record(path, LatencyReport, fix))
+            elif path.name.startswith(INSTRUCTIONS):
+                results.instructions.append(read_record(path, InstructionReport, fix))
             elif not path.name.startswith("."):
-                results.problems.append(f"{path}: neither {CHECK}*.json nor {BENCH}*.json")
+                results.problems.append(f"{path}: none of {CHECK}*.json, {BENCH}*.json, {INSTRUCTIONS}*.json")
         except MfDeployError as error:
             results.problems.append(str(error))
     return results

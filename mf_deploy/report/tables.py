@@ -9,6 +9,7 @@ from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.report.collect import Collection, Entry
 from mf_deploy.report.figures import digits
 from mf_deploy.report.summary import Cell, summarize
+from mf_deploy.runtimes.arm import CPUS, DEVICE_PREFIX
 
 HEADERS = (
     "artifact",
@@ -42,6 +43,15 @@ def render_markdown(collection: Collection) -> str:
             if report and report.measurement:
                 times = report.measurement.statistics
                 lines.append(f"| {_plain(row.label)} | {digits(times.p50_ms)} | {digits(times.p90_ms)} |")
+    counted = [
+        f"| {_plain(row.label)} | {_plain(device)} | {count.instructions.total / 1e6:.1f} |"
+        for row in rows
+        for device, count in row.entry.instructions.items()
+        if count.instructions
+    ]
+    if counted:
+        title = "ARM instructions of one inference, emulated, 1 thread:"
+        lines += ["", title, "", "| artifact | CPU | millions |", "|---|---|---:|", *counted]
     missing = [f"{row.label}: {reason}" for row in rows for reason in row.entry.not_run]
     missing += [f"left out: {problem}" for problem in collection.problems]
     if missing:
@@ -56,7 +66,9 @@ def render_csv(collection: Collection) -> str:
         not_run = {"not_run": "; ".join(entry.not_run)}
         reports: list[LatencyReport | None] = [*entry.latency.values()]
         for report in reports or [None]:
-            lines.append(_accuracy_fields(entry) | _latency_fields(report) | not_run)
+            lines.append(
+                _accuracy_fields(entry) | _latency_fields(report) | _instruction_fields(entry) | not_run
+            )
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else ["artifact"], lineterminator="\n")
     writer.writeheader()
@@ -119,6 +131,12 @@ def _latency_fields(report: LatencyReport | None) -> dict[str, object]:
         "peak_rss_bytes": measured and measured.peak_rss_bytes,
         "rss_before_load_bytes": measured and measured.rss_before_load_bytes,
     }
+
+
+def _instruction_fields(entry: Entry) -> dict[str, object]:
+    counts = {device: count.instructions for device, count in entry.instructions.items()}
+    totals = {device: count.total for device, count in counts.items() if count}
+    return {f"instructions_{cpu}_emulated": totals.get(DEVICE_PREFIX + cpu) for cpu in CPUS}
 
 
 def _with_interval(cell: Cell) -> str:
