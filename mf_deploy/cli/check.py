@@ -23,8 +23,15 @@ if TYPE_CHECKING:
     from mf_deploy.evaluation.gates import GateResult, Gates
     from mf_deploy.evaluation.statistics import Proportion
 
+EPILOG = """\b
+Examples:
+  mf-check runs/mobile_former_294m --data imagenet/val --limit 5000
+  mf-check runs/mobile_former_294m --data val.tar --max-drop 1 --min-agreement 95
+  mf-check runs/mobile_former_294m/tflite-w8a8 --data val.tar --layers
+"""
 
-@click.command("mf-check")
+
+@click.command("mf-check", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Folder, .tar, .zip or .parquet."

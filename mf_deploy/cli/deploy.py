@@ -9,6 +9,12 @@ from mf_deploy.errors import MfDeployError, nearest
 
 SUBCOMMANDS = ("doctor", "models", "setup")
 
+EPILOG = """\b
+Examples:
+  mf-deploy doctor
+  mf-deploy models
+"""
+
 
 class LazyGroup(click.Group):
     """A group whose subcommand X is the function X of ``mf_deploy.cli.X``, imported when it is asked for."""
@@ -24,7 +30,13 @@ class LazyGroup(click.Group):
         return getattr(import_module(f"mf_deploy.cli.{cmd_name}"), cmd_name)
 
 
-@click.group("mf-deploy", cls=LazyGroup, invoke_without_command=True)
+@click.group(
+    "mf-deploy",
+    cls=LazyGroup,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="mf-deploy")
 @click.pass_context
 def deploy(ctx: click.Context) -> None:

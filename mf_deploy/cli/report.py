@@ -1,16 +1,27 @@
 """mf-report: one page about all artifacts and results of a folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mf_deploy.cli.command import run_command
+from mf_deploy.cli.command import console, run_command
 from mf_deploy.errors import MfDeployError
 
+if TYPE_CHECKING:
+    from mf_deploy.report import Collection
+
 FORMATS = (".html", ".md", ".csv")
+TABLE_WIDTH = 100  # columns; a narrower terminal wraps the lines, no figure is cut off
+
+EPILOG = """\b
+Examples:
+  mf-report runs/mobile_former_294m
+  mf-report runs --out results.md
+"""
 
 
-@click.command("mf-report")
+@click.command("mf-report", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A .html, .md or .csv file.  [default: DIR/report.html]"
@@ -34,8 +45,35 @@ def report(folder: Path, out: Path | None) -> None:
     write_whole(out, render(collection, out.suffix).encode())
     for problem in collection.problems:
         click.echo(f"left out: {problem}", err=True)
+    _print_table(collection)
     measured = sum(bool(entry.accuracy or entry.latency) for entry in collection.entries)
     click.echo(f"{out}: {len(collection.entries)} artifacts, {measured} of them measured")
+
+
+def _print_table(collection: "Collection") -> None:
+    """The page's main table, without its intervals: those of mf-check and mf-bench have them."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from mf_deploy.report.summary import percent, summarize
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("artifact", no_wrap=True)
+    for header in ("top-1 %", "drop\npoints", "agree-\nment %", "SQNR\ndB", "p50\nms", "p90\nms", "size\nMB"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("run by", no_wrap=True)
+    for entry in collection.references:
+        assert entry.accuracy is not None
+        name = f"{entry.artifact.folder.parent.name}/" if collection.several_models else ""
+        table.add_row(Text(f"{name}PyTorch"), percent(entry.accuracy.reference_top1).text)
+    for row in summarize(collection):
+        cells = (row.top1, row.drop, row.agreement, row.sqnr, row.p50, row.p90, row.size)
+        engines = dict.fromkeys(f"{source.engine} ({source.kind})" for source in row.provenance)
+        table.add_row(Text(row.label), *(cell.text for cell in cells), ", ".join(engines) or "not measured")
+    out = console()
+    out.width = max(out.width, TABLE_WIDTH)
+    out.print(table)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import jinja2
 
 from mf_deploy.benchmarks.latency import Measurement
 from mf_deploy.report import figures
-from mf_deploy.report.collect import Collection, Entry, Setting
+from mf_deploy.report.collect import Collection, Setting
 from mf_deploy.report.plots import Datum, Histogram, Scatter, histogram, scatter, shares
 from mf_deploy.report.summary import Summary, percent, summarize
 
@@ -45,23 +45,13 @@ def render_page(collection: Collection) -> str:
             if setting in row.entry.latency
         ],
         main_setting=next(iter(collection.settings), None),
-        references=references(collection),
+        references=collection.references,
         not_run=[(row.label, reason) for row in rows for reason in row.entry.not_run],
         shares=shares,
         latency_histogram=latency_histogram,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=version("mf-deploy"),
     )
-
-
-def references(collection: Collection) -> list[Entry]:
-    """For each model and data set, one entry whose accuracy report tells the reference's accuracy."""
-    found: dict[tuple[Path, str, int], Entry] = {}
-    for entry in collection.entries:
-        if entry.accuracy and entry.accuracy.reference_top1:
-            key = (entry.artifact.folder.parent, entry.accuracy.data, entry.accuracy.images)
-            found.setdefault(key, entry)
-    return list(found.values())
 
 
 def latency_histogram(measurement: Measurement) -> Histogram:
@@ -77,7 +67,7 @@ def _title(collection: Collection) -> str:
 
 def _plots(collection: Collection, rows: Sequence[Summary]) -> list[Scatter | None]:
     """Accuracy against the latency in each setting, and against size."""
-    known = references(collection)
+    known = collection.references
     line = None
     if len(known) == 1 and known[0].accuracy and known[0].accuracy.reference_top1:
         line = known[0].accuracy.reference_top1.percent

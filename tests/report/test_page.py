@@ -186,6 +186,9 @@ def test_the_command_writes_the_page_beside_the_artifacts(run_folder: Path) -> N
     done = mf_report(run_folder)
     assert done.returncode == 0, done.stderr
     assert "4 artifacts, 3 of them measured" in done.stdout
+    table = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
+    assert float(table["PyTorch"][1]) > 50
+    assert table["onnx-fp32"][-1] == "(host)"
     assert "left out: Cannot read results/bench-bad.json" in done.stderr
     assert (run_folder / "report.html").read_text().startswith("<!doctype html>")
 
