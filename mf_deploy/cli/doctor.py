@@ -31,12 +31,6 @@ ABILITIES = {"export": WRITERS, "quantize": WRITERS, "run": RUNNERS, "measure": 
 
 # Tool -> programs, any of which will do; what for; the Debian and the Homebrew package that has it.
 TOOLS = {
-    "ARM emulation": (
-        ("qemu-aarch64-static", "qemu-aarch64"),
-        "runs ARM64 engines",
-        "qemu-user-static",
-        None,
-    ),
     "Android phones": (("adb",), "reaches a phone over USB", "adb", "android-platform-tools"),
 }
 
@@ -86,6 +80,7 @@ def diagnose() -> Diagnosis:
             name: _ability(target, name, packages[target], faults) for name, packages in ABILITIES.items()
         }
     diagnosis.tools = {name: _tool(*description) for name, description in TOOLS.items()}
+    diagnosis.tools["ARM lab"] = _arm_lab()
     diagnosis.tools["parquet data"] = _package_ability(
         ("pyarrow",), faults, "parquet", "reads image datasets"
     )
@@ -142,6 +137,19 @@ def _tool(programs: tuple[str, ...], purpose: str, debian: str, homebrew: str | 
     if sys.platform == "darwin":
         return Ability(False, purpose, f"brew install {homebrew}" if homebrew else None)
     return Ability(False, purpose, f"apt-get install {debian}")
+
+
+def _arm_lab() -> Ability:
+    """Whether the engines' ARM builds can run in emulation; tools that are missing come first."""
+    from mf_deploy.errors import MfDeployError
+    from mf_deploy.runtimes.arm.lab import open_lab
+
+    if sys.platform != "linux":
+        return Ability(False, "needs Debian or Ubuntu")
+    try:
+        return Ability(True, f"runs ARM64 engines: {open_lab().folder}")
+    except MfDeployError as error:
+        return Ability(False, f"runs ARM64 engines: {error.what}", error.fix.removeprefix("Run: "))
 
 
 def _machine() -> dict[str, str | int]:

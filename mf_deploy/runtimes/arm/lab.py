@@ -81,7 +81,7 @@ def open_lab() -> Lab:
     folder = lab_folder()
     record = folder / "lab.json"
     if not record.exists():
-        raise MfDeployError("No ARM lab", f"nothing is set up in {folder}", SETUP, MISSING_TOOL)
+        raise MfDeployError("The ARM lab is not set up", f"there is none in {folder}", SETUP, MISSING_TOOL)
     made_of, needed = read_record(record, LabRecord, f"{SETUP} --force"), needed_record()
     if made_of != needed:
         changed = [name for name, value in needed if value != getattr(made_of, name)]

@@ -1,5 +1,6 @@
 """Sets the ARM lab up: the ARM system, the engines' wheels, the counting plugin."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -41,6 +42,9 @@ def set_up(force: bool = False, progress: Progress = lambda step: None) -> Lab:
     require_debian()
     require_program(QEMU, "qemu-user gcc")
     require_program("gcc", "gcc")
+    if importlib.util.find_spec("pip") is None:
+        what, why = "pip is not installed", "it fetches the engines' ARM wheels"
+        raise MfDeployError(what, why, f"Run: {sys.executable} -m ensurepip", MISSING_TOOL)
     if not force:
         try:
             return open_lab()
