@@ -110,7 +110,11 @@ class Emulator:
             "threads": threads,
             "profile": str(Path(self._scratch.name, "profile")) if profile else None,
         }
-        tensors, _ = self._ask(request)
+        try:
+            tensors, _ = self._ask(request)
+        except BaseException:
+            self.close()
+            raise
         self.inputs = [_tensor(described) for described in tensors.get("inputs", ())]
         self.outputs = [_tensor(described) for described in tensors.get("outputs", ())]
 
@@ -158,6 +162,8 @@ class Emulator:
         self, request: dict[str, Any], arrays: Sequence[np.ndarray] = ()
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
         process = self._process
+        if not self.close.alive:
+            raise self._failed("it was closed")
         assert process.stdin is not None
         assert process.stdout is not None
         try:
