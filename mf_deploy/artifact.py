@@ -21,6 +21,7 @@ SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 MAX_JSON_BYTES = 16 << 20
 
+_unfinished: dict[Path, tuple[Path, Path]] = {}  # folders being written: where, and what is set aside
 _CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -255,6 +256,7 @@ def whole_folder(final: Path, force: bool) -> Iterator[Path]:
     _sweep_stale(final)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
     old = final.parent / f".{final.name}.old-{os.getpid()}"
+    _unfinished[final] = (temporary, old)
     try:
         temporary.mkdir()
         yield temporary
@@ -262,14 +264,27 @@ def whole_folder(final: Path, force: bool) -> Iterator[Path]:
             final.rename(old)
         temporary.rename(final)
     except OSError as error:
-        if old.exists() and not final.exists():
-            old.rename(final)
         if error.errno in _CANNOT_WRITE:
             raise _cannot_write(final, error) from None
         raise
     finally:
-        _remove(temporary)
-        _remove(old)
+        _settle(final)
+
+
+def discard_unfinished() -> None:
+    """Do what ``whole_folder`` does at the end of its block, in a process that ends without reaching it."""
+    for final in list(_unfinished):
+        _settle(final)
+
+
+def _settle(final: Path) -> None:
+    """Put back what was set aside for nothing, and remove the rest."""
+    temporary, old = _unfinished[final]
+    if old.exists() and not final.exists():
+        old.rename(final)
+    _remove(temporary)
+    _remove(old)
+    del _unfinished[final]
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -1,8 +1,10 @@
 """What every command shares: how errors end it, how it draws, and the values it accepts."""
 
 import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +13,8 @@ from mf_deploy.errors import BAD_INPUT, MfDeployError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
 
+INTERRUPTION = "Interrupted: what was finished is kept, and nothing that is half-written."
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 PIPED_WIDTH = 140
@@ -29,7 +31,7 @@ def run_command(command: click.Command) -> None:
     except click.ClickException as error:
         _fail(f"{' '.join(error.format_message().split())} See {command.name} --help.", BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        _fail("Interrupted: what was finished is kept, and nothing that is half-written.", INTERRUPTED)
+        _fail(INTERRUPTION, INTERRUPTED)
     except BrokenPipeError:
         _leave_closed_pipe()
     except OSError as error:
@@ -94,8 +96,34 @@ def console() -> "Console":
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
-def working(label: str) -> "Status":
-    """A spinner on standard error while the block runs, drawn only on a terminal."""
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """A spinner on standard error while the block runs, drawn only on a terminal; Ctrl-C ends the process.
+
+    The converters that run in such blocks swallow KeyboardInterrupt in bare ``except`` clauses, or crash
+    when it passes through their C++ code. So it is not raised there: what is half-written is removed, and
+    the process ends.
+    """
     from rich.console import Console
 
-    return Console(stderr=True).status(label)
+    from mf_deploy.artifact import discard_unfinished
+
+    stderr, show_cursor = os.dup(2), "\x1b[?25h" if sys.stderr.isatty() else ""
+
+    def end(signal_number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        discard_unfinished()
+        os.write(stderr, f"{show_cursor}\nerror: {INTERRUPTION}\n".encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    handled = before is signal.default_int_handler
+    try:
+        if handled:
+            signal.signal(signal.SIGINT, end)
+        with Console(stderr=True).status(label):
+            yield
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, before)
+        os.close(stderr)
