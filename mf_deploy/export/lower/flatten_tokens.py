@@ -69,9 +69,12 @@ class FlatFormer(nn.Module):
         self.q, self.channel_mlp, self.layer_norm = source.q, source.channel_mlp, source.layer_norm
         self.ffn, self.ffn_norm = source.ffn, source.ffn_norm
 
+    def attend(self, tokens: Tensor) -> Tensor:
+        """Self-attention before its output projection."""
+        return attend(self.q(tokens), tokens.transpose(-1, -2), tokens, FORMER_HEADS, self.scale)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        attended = attend(self.q(tokens), tokens.transpose(-1, -2), tokens, FORMER_HEADS, self.scale)
-        tokens = self.layer_norm(tokens + self.channel_mlp(attended))
+        tokens = self.layer_norm(tokens + self.channel_mlp(self.attend(tokens)))
         return self.ffn_norm(tokens + self.ffn(tokens))
 
 
@@ -100,6 +103,13 @@ class FlatDynamicReLU(nn.Module):
         super().__init__()
         self.channels, self.spatial, self.hyper = source.channels, source.spatial, source.hyper
         self.affine = True
+
+    def permute_(self, order: Tensor) -> None:
+        """Give the slopes in another order of channels, in place."""
+        last = self.hyper[2]
+        both = torch.cat([order, order + self.channels])
+        last.weight = nn.Parameter(last.weight[both], requires_grad=False)
+        last.bias = nn.Parameter(last.bias[both], requires_grad=False)
 
     def forward(self, x: Tensor, tokens: Tensor, attention: Tensor | None) -> Tensor:
         if self.spatial:
@@ -147,17 +157,20 @@ class FlatBlock(nn.Module):
             scores = self.flat(nn.functional.adaptive_avg_pool2d(maps, half))
         return scores.softmax(-2)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        attention = self.attention(x, tokens)
-        tokens = self.global_block(self.local_global(self.flat(x), tokens))
+    def convolve(self, x: Tensor, tokens: Tensor, attention: Tensor | None) -> Tensor:
+        """The Mobile convolutions with their dynamic ReLUs, without the residual around them."""
         conv, hyper = self.mobile, self.hyper
         y = hyper["hyper1"](conv["conv1"](x), tokens, attention)
         if self.down:
             y = conv["conv2"](y)
-            y = conv["conv4"](hyper["hyper3"](conv["conv3"](y), tokens, attention)) + y
-        else:
-            y = conv["conv3"](hyper["hyper2"](conv["conv2"](y), tokens, attention))
-            y = x + y if self.residual else y
+            return conv["conv4"](hyper["hyper3"](conv["conv3"](y), tokens, attention)) + y
+        return conv["conv3"](hyper["hyper2"](conv["conv2"](y), tokens, attention))
+
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        attention = self.attention(x, tokens)
+        tokens = self.global_block(self.local_global(self.flat(x), tokens))
+        y = self.convolve(x, tokens, attention)
+        y = x + y if self.residual and not self.down else y
         y = self.global_local(self.flat(y), tokens).view(y.shape)
         return (x + y if self.down and self.residual else y), tokens
 
@@ -194,8 +207,8 @@ class FlatMobileFormer(nn.Module):
         x, tokens = self.stem(images), self.tokens
         for block in self.features:
             x, tokens = block(x, tokens)
-        tokens = self.local_global(x.reshape(*self.lead, x.shape[1], -1), tokens)
+        # The head reads one token, and every token attends to the map by itself: the others end here.
+        first = self.local_global(x.reshape(*self.lead, x.shape[1], -1), tokens[..., :1, :])
         head = self.classifier
         pooled = head.avgpool(head.conv(x)).flatten(1)
-        first = tokens[..., 0, :].view(x.shape[0], -1)
-        return head.classifier(head.fc(torch.cat([pooled, first], dim=1)))
+        return head.classifier(head.fc(torch.cat([pooled, first.view(x.shape[0], -1)], dim=1)))
