@@ -9,6 +9,9 @@ from mf_deploy.preprocessing import Preprocessing
 class PictureInput(nn.Module):
     """Takes (N, H, W, 3) pictures in [0, 255], of any dtype, where ``network`` takes normalised NCHW."""
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.network = network

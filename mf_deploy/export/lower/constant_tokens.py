@@ -22,6 +22,9 @@ class ConstantTokens(Rewrite):
 class ConstantMobileToFormer(FlatMobileToFormer):
     """``FlatMobileToFormer`` for tokens that never change."""
 
+    query: Tensor
+    gate: Tensor
+
     def __init__(self, source: FlatMobileToFormer, tokens: Tensor) -> None:
         nn.Module.__init__(self)
         self.scale, self.proj, self.layer_norm = source.scale, source.proj, source.layer_norm

@@ -35,6 +35,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, scale: float) 
 class FlatMobileToFormer(nn.Module):
     """Tokens attend to the feature map; takes the map as (…, C, HW), tokens as (…, T, D)."""
 
+    q: nn.Linear
+    alpha: nn.Sequential
+    proj: nn.Linear
+    layer_norm: nn.Module
+    scale: float
+
     def __init__(self, source: reference.MobileToFormer) -> None:
         super().__init__()
         self.scale = source.scale
@@ -63,6 +69,9 @@ class FlatMobileToFormer(nn.Module):
 class FlatFormer(nn.Module):
     """Self-attention and feed-forward network on tokens (…, T, D)."""
 
+    q: nn.Linear
+    scale: float
+
     def __init__(self, source: reference.Former) -> None:
         super().__init__()
         self.scale = source.scale
@@ -81,6 +90,10 @@ class FlatFormer(nn.Module):
 class FlatFormerToMobile(nn.Module):
     """Positions attend to the tokens; feature map (…, C, HW) in and out, the residual included."""
 
+    k: nn.Linear
+    proj: nn.Linear
+    scale: float
+
     def __init__(self, source: reference.FormerToMobile) -> None:
         super().__init__()
         self.scale = source.scale
@@ -98,6 +111,8 @@ class FlatFormerToMobile(nn.Module):
 
 class FlatDynamicReLU(nn.Module):
     """max(a1·x, a2·x); slopes from the first token, or mixed per position by ``attention`` (…, T, HW)."""
+
+    hyper: nn.Sequential
 
     def __init__(self, source: reference.DynamicReLU) -> None:
         super().__init__()
@@ -135,12 +150,28 @@ class FlatBlock(nn.Module):
         )
         self.mobile = nn.ModuleDict({n: m for n, m in source.named_children() if n.startswith("conv")})
         self.hyper = nn.ModuleDict(
-            {n: FlatDynamicReLU(m) for n, m in source.named_children() if n.startswith("hyper")}
+            {
+                n: FlatDynamicReLU(m)
+                for n, m in source.named_children()
+                if isinstance(m, reference.DynamicReLU)
+            }
         )
         self.down = isinstance(source, reference.DownBlock)
         self.local_global = FlatMobileToFormer(source.local_global)
         self.global_block = FlatFormer(source.global_block)
         self.global_local = FlatFormerToMobile(source.global_local)
+
+    def stage(self, name: str) -> nn.Sequential:
+        """The convolution ``name`` with what follows it up to its dynamic ReLU."""
+        stage = self.mobile[name]
+        assert isinstance(stage, nn.Sequential)
+        return stage
+
+    def relu(self, name: str) -> FlatDynamicReLU:
+        """The dynamic ReLU ``name``."""
+        relu = self.hyper[name]
+        assert isinstance(relu, FlatDynamicReLU)
+        return relu
 
     def flat(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (…, C, HW)."""
@@ -153,7 +184,7 @@ class FlatBlock(nn.Module):
         size = x.shape[2:]
         if self.stride > 1:
             maps = scores.view(x.shape[0], -1, *size)
-            half = tuple(-(-side // self.stride) for side in size)
+            half = (-(-size[0] // self.stride), -(-size[1] // self.stride))
             scores = self.flat(nn.functional.adaptive_avg_pool2d(maps, half))
         return scores.softmax(-2)
 
@@ -190,6 +221,8 @@ class FlatPlainBlock(nn.Module):
 class FlatMobileFormer(nn.Module):
     """The whole network for a fixed batch: (batch, 3, H, W) to (batch, classes)."""
 
+    tokens: Tensor
+
     def __init__(self, source: MobileFormer, batch: int) -> None:
         super().__init__()
         self.lead = () if batch == 1 else (batch,)
@@ -197,7 +230,9 @@ class FlatMobileFormer(nn.Module):
         self.register_buffer("tokens", tokens.clone() if batch == 1 else tokens.repeat(batch, 1, 1))
         self.stem = source.stem
         self.features = nn.ModuleList(
-            FlatPlainBlock(block) if isinstance(block, reference.PlainBlock) else FlatBlock(block, self.lead)
+            FlatBlock(block, self.lead)
+            if isinstance(block, reference.BridgedBlock)
+            else FlatPlainBlock(block)
             for block in source.features
         )
         self.local_global = FlatMobileToFormer(source.local_global)

@@ -27,6 +27,7 @@ class FoldBatchNorm(Rewrite):
         pairs = layer_norm_pairs(graph.module, graph.example())
         for layer, norm_name in pairs:
             norm = graph.module.get_submodule(norm_name)
+            assert isinstance(norm, Norm)
             fuse_(layer, norm)
             graph.module.set_submodule(norm_name, nn.Identity())
         return graph.rewritten(self.name, graph.module) if pairs else graph
@@ -62,20 +63,22 @@ class _Recorder(TorchFunctionMode):
         return out
 
 
-def layer_norm_pairs(module: nn.Module, example: Tensor) -> list[tuple[nn.Module, str]]:
+Layer = nn.Conv2d | nn.Linear
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def layer_norm_pairs(module: nn.Module, example: Tensor) -> list[tuple[Layer, str]]:
     """Each (layer, name of the batch norm) where the norm is the only reader of the layer's output."""
     recorder = _Recorder()
     with torch.no_grad(), recorder:
         module(example.to(next(module.parameters()).dtype))
-    layers = {
-        id(layer.weight): layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
+    layers = {id(layer.weight): layer for layer in module.modules() if isinstance(layer, Layer)}
     norms = {
         id(norm.running_mean): name
         for name, norm in module.named_modules()
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.track_running_stats
+        if isinstance(norm, Norm) and norm.track_running_stats
     }
-    pairs = []
+    pairs: list[tuple[Layer, str]] = []
     for source, running_mean in recorder.norms:
         weight = recorder.layer_of.get(source)
         if weight is None or recorder.uses[source] != 1 or recorder.uses[id(weight)] != 1:
@@ -86,8 +89,10 @@ def layer_norm_pairs(module: nn.Module, example: Tensor) -> list[tuple[nn.Module
     return pairs
 
 
-def fuse_(layer: nn.Module, norm: nn.Module) -> None:
+def fuse_(layer: Layer, norm: Norm) -> None:
     """Fold ``norm``'s statistics and affine parameters into ``layer``'s weight and bias, in place."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     gain = torch.rsqrt(norm.running_var + norm.eps)
     if norm.affine:
         gain = gain * norm.weight

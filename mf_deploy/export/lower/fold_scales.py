@@ -40,7 +40,9 @@ class FoldSlopes(Rewrite):
         found = False
         for module in graph.module.modules():
             if isinstance(module, FlatDynamicReLU):
-                scale_(module.hyper[2], 1 / 3)
+                last = module.hyper[2]
+                assert isinstance(last, nn.Linear)
+                scale_(last, 1 / 3)
                 module.hyper[3] = SlopeClip(module.channels)
                 module.affine, found = False, True
         return graph.rewritten(self.name, graph.module) if found else graph
@@ -53,7 +55,9 @@ class FoldGates(Rewrite):
         found = False
         for module in graph.module.modules():
             if isinstance(module, FlatMobileToFormer):
-                module.alpha[0].bias.data += 3
+                gate = module.alpha[0]
+                assert isinstance(gate, nn.Linear)
+                gate.bias.data += 3
                 module.alpha[1] = nn.ReLU6()
                 module.proj.weight.data /= 3
                 module.gate_gain, found = 1.0, True
@@ -62,6 +66,8 @@ class FoldGates(Rewrite):
 
 class SlopeClip(nn.Module):
     """clip(v, −1, 1) for both slopes, plus one for the first: (…, 2C) in and out."""
+
+    shift: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()

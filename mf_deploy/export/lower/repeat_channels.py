@@ -49,7 +49,7 @@ class RepeatedDepthwise(nn.Module):
             conv.kernel_size,
             conv.stride,
             conv.padding,
-            groups=channels,  # type: ignore[arg-type]
+            groups=channels,
         )
         assert conv.bias is not None
         self.conv.weight = nn.Parameter(conv.weight[order], requires_grad=False)

@@ -1,0 +1,158 @@
+"""How many ARM instructions one inference takes: the authors' graph as it is against the deploy graph.
+
+    python -m perf.instructions [--models mobile_former_26m,...] [--cpu cortex-a76] [--ablation]
+
+Exports with seeded random weights (fp32, 224 px), counts on the emulated CPU (``mf-deploy setup arm``) with
+one thread, and writes ``perf/instructions.json`` and ``perf/instructions.md``. ``--ablation`` instead adds
+one rewrite after the other and writes ``perf/ablation.json`` and ``perf/ablation.md``.
+"""
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import click
+from torch import nn
+
+from mf_deploy.artifact import ModelSource, Record, Target, write_whole
+from mf_deploy.benchmarks.devices.arm import Arm
+from mf_deploy.benchmarks.instructions import InstructionReport
+from mf_deploy.cli.command import run_command
+from mf_deploy.export import Probe, export
+from mf_deploy.export.lower import REWRITES, lower, reference_graph
+from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.models.registry import get_spec
+from mf_deploy.models.stored import ModelRecord
+from perf.parity import random_model
+
+HERE = Path(__file__).resolve().parent
+MODELS = tuple(f"mobile_former_{size}m" for size in (26, 52, 294, 508))
+ABLATED = tuple(f"mobile_former_{size}m" for size in (26, 294))
+ENGINES: dict[Target, str] = {"tflite": "LiteRT", "onnx": "ONNX Runtime"}
+
+
+class Row(Record):
+    """One counted file: ``graph`` is reference, deploy, or the last rewrite of an ablation."""
+
+    model: str
+    target: Target
+    graph: str
+    report: InstructionReport
+
+    @property
+    def millions(self) -> float:
+        return self.report.instructions.total / 1e6 if self.report.instructions else float("nan")
+
+
+class Table(Record):
+    """What the JSON files hold."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    rows: list[Row]
+
+
+def count(name: str, model: nn.Module, built: DeployGraph, target: Target, label: str, device: Arm) -> Row:
+    """Export ``built`` and count one inference."""
+    probe = Probe.seeded(model, built.record.preprocessing.input_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = export(built, target, "fp32", Path(scratch) / f"{target}-fp32", probe)
+        row = Row(model=name, target=target, graph=label, report=device.count(artifact))
+    click.echo(f"{name} {ENGINES[target]} {label}: {row.millions:.2f} M", err=True)
+    return row
+
+
+def compare(name: str, device: Arm) -> list[Row]:
+    """The reference graph and the deploy graph of one model on both engines."""
+    model, record = random_model(name), record_of(name)
+    rows = []
+    for target in ENGINES:
+        rows.append(count(name, model, reference_graph(model, record), target, "reference", device))
+        rows.append(count(name, model, lower(model, record, target), target, "deploy", device))
+    return rows
+
+
+def ablate(name: str, device: Arm) -> list[Row]:
+    """One model with one rewrite more from row to row, on both engines."""
+    model, record = random_model(name), record_of(name)
+    rows = []
+    for target in ENGINES:
+        rows.append(count(name, model, reference_graph(model, record), target, "as it is", device))
+        for end, rewrite in enumerate(REWRITES[target], 1):
+            built = lower(model, record, target, rewrites=REWRITES[target][:end])
+            if built.rewrites and built.rewrites[-1] == rewrite.name:
+                rows.append(count(name, model, built, target, f"+ {rewrite.name}", device))
+    return rows
+
+
+def record_of(name: str) -> ModelRecord:
+    source = ModelSource(name=name, num_classes=1000, random_weights=True)
+    preprocessing = get_spec(name).preprocessing
+    return ModelRecord(source=source, preprocessing=preprocessing, labels=None, weights_sha256="")
+
+
+def page(table: Table, device: str) -> str:
+    """Reference against deploy: a line a model and engine."""
+    lines = [
+        "# ARM instructions of one inference",
+        "",
+        f"fp32, 224 × 224, 1 thread, emulated {device}: instruction counts, no latency. Made by",
+        f"`python -m perf.instructions`, {table.created}.",
+        "",
+        "| model | engine | reference graph | deploy graph | ratio | deploy, instructions a MAC |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    found = {(row.model, row.target, row.graph): row for row in table.rows}
+    for row in table.rows:
+        if row.graph == "deploy":
+            before = found[row.model, row.target, "reference"].millions
+            lines.append(
+                f"| {row.model} | {ENGINES[row.target]} | {before:.1f} M | {row.millions:.1f} M "
+                f"| {row.millions / before:.2f} | {row.report.per_mac or 0:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def ablation_page(table: Table, device: str) -> str:
+    """A line a rewrite; each includes the ones above it."""
+    lines = [
+        "# What each rewrite gains",
+        "",
+        f"Million instructions of one inference, fp32, 224 × 224, 1 thread, emulated {device}; every line",
+        f"includes the rewrites above it. Made by `python -m perf.instructions --ablation`, {table.created}.",
+    ]
+    for target, engine in ENGINES.items():
+        rows = [row for row in table.rows if row.target == target]
+        models = list(dict.fromkeys(row.model for row in rows))
+        steps = list(dict.fromkeys(row.graph for row in rows))
+        lines += ["", f"## {engine}", "", "| | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]
+        found = {(row.model, row.graph): f"{row.millions:.2f}" for row in rows}
+        lines += [
+            f"| {step} | " + " | ".join(found.get((model, step), "nothing to do") for model in models) + " |"
+            for step in steps
+        ]
+    return "\n".join(lines) + "\n"
+
+
+@click.command("perf.instructions")
+@click.option("--models", help="Comma-separated names; default: those of the table.")
+@click.option("--cpu", default="cortex-a76", show_default=True, help="cortex-a72, cortex-a76 or max.")
+@click.option("--ablation", is_flag=True, help="Add one rewrite after the other.")
+def command(models: str | None, cpu: str, ablation: bool) -> None:
+    """Count the ARM instructions of reference and deploy graphs."""
+    device = Arm(f"arm:{cpu}")
+    names = models.split(",") if models else (ABLATED if ablation else MODELS)
+    work = ablate if ablation else compare
+    table = Table(created=datetime.now(UTC).date().isoformat(), rows=[])
+    stem = "ablation" if ablation else "instructions"
+    for name in names:
+        table.rows += work(name, device)
+        text = (ablation_page if ablation else page)(table, cpu)
+        write_whole(HERE / f"{stem}.json", table.model_dump_json(indent=1, exclude_none=True).encode())
+        write_whole(HERE / f"{stem}.md", text.encode())
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    run_command(command)
