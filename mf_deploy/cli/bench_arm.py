@@ -116,7 +116,7 @@ def _print_operators(
     for index, of in ranked[:MOST_EXPENSIVE]:
         total, shape = of.instructions.total, "×".join(map(str, of.shape))
         table.add_row(
-            f"{index} {of.kind}", _millions(total), f"{100 * total / whole:.1f}", shape, of.name[:60]
+            f"{index} {of.kind}", _millions(total), f"{100 * total / whole:.1f}", shape, of.name[-60:]
         )
     _print_whole(out, table)
 

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from mf_deploy.artifact import Artifact
 from mf_deploy.benchmarks.instructions import InstructionReport, Instructions, OperatorInstructions
 from mf_deploy.benchmarks.latency import EngineInfo
+from mf_deploy.benchmarks.operator_names import with_names
 from mf_deploy.errors import MfDeployError
 from mf_deploy.runtimes.arm import cpu_of
-from mf_deploy.runtimes.arm.counting import count_inference, count_operators, median
+from mf_deploy.runtimes.arm.counting import Operator, count_inference, count_operators, median
 from mf_deploy.runtimes.arm.lab import needed_record, open_lab
 from mf_deploy.runtimes.arm.session import require_arm_engine
 
@@ -50,20 +51,16 @@ class Arm:
         model = artifact.model_path
         counted, inputs = count_inference(self.lab, self.cpu, model, runs)
         whole = median(counted)
-        operators = count_operators(self.lab, self.cpu, model, inputs, whole) if per_op else None
+        operators = count_operators(self.lab, self.cpu, model, inputs, whole) if per_op else []
+        if artifact.manifest.target == "tflite":
+            operators = with_names(operators, model)
         name, distribution = ENGINES[artifact.manifest.target]
         return self._report(
             artifact,
             engine=EngineInfo(name=name, version=self.made_of.wheels[distribution]),
             instructions=Instructions(**whole),
             totals=[sum(counts.values()) for counts in counted],
-            operators=operators
-            and [
-                OperatorInstructions(
-                    kind=of.kind, name=of.name, shape=of.shape, instructions=Instructions(**of.counts)
-                )
-                for of in operators
-            ],
+            operators=[_operator(of) for of in operators] or None,
         )
 
     def not_run(self, artifact: Artifact, reason: str) -> InstructionReport:
@@ -86,3 +83,9 @@ class Arm:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         return InstructionReport.model_validate(fields | outcome)
+
+
+def _operator(of: Operator) -> OperatorInstructions:
+    return OperatorInstructions(
+        kind=of.kind, name=of.name, shape=of.shape, instructions=Instructions(**of.counts)
+    )
