@@ -139,6 +139,9 @@ def convert(graph: DeployGraph, precision: str, options: ExportOptions, target: 
         import coremltools as ct
         import numpy as np
 
+        from mf_deploy.export.coreml_operations import register_operations
+
+        register_operations()
         shape = tuple(graph.example().shape)
         names = [OUTPUT_NAME, PROBABILITIES_NAME] if probabilities else [OUTPUT_NAME]
         image: Any = ct.ImageType(name=INPUT_NAME, shape=shape, color_layout=ct.colorlayout.RGB)

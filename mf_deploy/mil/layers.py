@@ -117,10 +117,13 @@ def _instance_norm(operation: "Operation") -> Kernel:
 def _layer_norm(operation: "Operation") -> Kernel:
     x, epsilon = operation.inputs["x"], parameter(operation, "epsilon")
     axes = sorted(axis % x.rank for axis in integers(operation, "axes") or range(x.rank))
-    if axes != list(range(x.rank - len(axes), x.rank)):
-        raise unsupported(operation, f"axes {axes} are not the last ones")
-    shape = [int(size) for size in x.shape[-len(axes) :]]
-    return lambda x, gamma, beta: F.layer_norm(x, shape, gamma, beta, epsilon)
+    shape = [int(x.shape[axis]) for axis in axes]
+    last = list(range(x.rank - len(axes), x.rank))
+
+    def run(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        return F.layer_norm(x.movedim(axes, last), shape, gamma, beta, epsilon).movedim(last, axes)
+
+    return run
 
 
 @rule("l2_norm")

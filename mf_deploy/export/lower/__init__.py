@@ -9,11 +9,13 @@ from mf_deploy.artifact import Target
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.batch_heads import BatchHeads
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
+from mf_deploy.export.lower.dense_shuffles import DenseShuffles
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.export.lower.merge_groups import MergeGroups
+from mf_deploy.export.lower.neural_engine import NeuralEngine
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
 from mf_deploy.export.lower.split_layer_norm import SplitLayerNorm
 from mf_deploy.models.stored import ModelRecord
@@ -31,7 +33,7 @@ COMMON: tuple[Rewrite, ...] = (
 
 REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     "onnx": COMMON,
-    "coreml": COMMON,
+    "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (*COMMON, BatchHeads(), RepeatChannels(), MergeGroups(), SplitLayerNorm()),
 }
 
