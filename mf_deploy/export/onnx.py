@@ -12,6 +12,7 @@ import torch
 from mf_deploy.artifact import Quantization, TensorInfo
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.lower.scale_depthwise import unscale
 from mf_deploy.export.onnx_file import count_precision, quantize_weights
 from mf_deploy.export.picture import HalfPrecision, PictureInput
 from mf_deploy.export.quiet import quiet
@@ -62,10 +63,10 @@ class OnnxExporter(TargetExporter):
         if scheme == "fp16":
             return self.write(graph, scheme, options, folder)
         if scheme == "w8":
-            model = self._simplified(graph, "fp32", options)
+            model = self._simplified(graph, scheme, options)
             onnx.save(quantize_weights(model), str(folder / MODEL_FILE))
         else:
-            self._quantize_static(graph, options, batches, folder)
+            self._quantize_static(graph, scheme, options, batches, folder)
         onnx.checker.check_model(str(folder / MODEL_FILE))
         return self._written(graph, options)
 
@@ -75,7 +76,12 @@ class OnnxExporter(TargetExporter):
         return count_precision(onnx.load(str(model_path)))
 
     def _quantize_static(
-        self, graph: DeployGraph, options: ExportOptions, batches: CalibrationBatches, folder: Path
+        self,
+        graph: DeployGraph,
+        scheme: str,
+        options: ExportOptions,
+        batches: CalibrationBatches,
+        folder: Path,
     ) -> None:
         """QDQ by onnxruntime: U8 activations and S8 per-channel weights, which x86 and ARM both run."""
         import onnx
@@ -85,7 +91,7 @@ class OnnxExporter(TargetExporter):
 
         with tempfile.TemporaryDirectory(dir=folder) as scratch, quiet():
             base, prepared = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
-            onnx.save(self._simplified(graph, "fp32", options), str(base))
+            onnx.save(self._simplified(graph, scheme, options), str(base))
             quant_pre_process(str(base), str(prepared), skip_symbolic_shape=True)
             quantizer = QDQQuantizer(
                 onnx.load(str(prepared)),
@@ -107,6 +113,8 @@ class OnnxExporter(TargetExporter):
         import onnxsim
 
         module, example = copy.deepcopy(graph.module), graph.example()
+        if scheme != "fp32":
+            unscale(module)
         if scheme == "fp16":
             module = HalfPrecision(module)
         if options.input == "uint8":

@@ -10,6 +10,7 @@ from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.batch_heads import BatchHeads
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
+from mf_deploy.export.lower.first_token import FirstToken
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
@@ -17,6 +18,9 @@ from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.export.lower.merge_groups import MergeGroups
 from mf_deploy.export.lower.neural_engine import NeuralEngine
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
+from mf_deploy.export.lower.repeat_pairs import RepeatPairs
+from mf_deploy.export.lower.scale_depthwise import ScaleDepthwise
+from mf_deploy.export.lower.split_columns import SplitColumns
 from mf_deploy.export.lower.split_layer_norm import SplitLayerNorm
 from mf_deploy.models.stored import ModelRecord
 
@@ -32,7 +36,7 @@ COMMON: tuple[Rewrite, ...] = (
 )
 
 REWRITES: dict[Target, tuple[Rewrite, ...]] = {
-    "onnx": COMMON,
+    "onnx": (*COMMON, BatchHeads(), FirstToken(), SplitColumns(), RepeatPairs(), ScaleDepthwise()),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (*COMMON, BatchHeads(), RepeatChannels(), MergeGroups(), SplitLayerNorm()),
 }

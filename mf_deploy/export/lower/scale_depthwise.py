@@ -1,0 +1,99 @@
+"""One of the two multiplications of a dynamic ReLU moves into the depthwise convolution beside it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatDynamicReLU, FlatMobileFormer
+from mf_deploy.export.lower.fold_scales import SlopeClip
+from mf_deploy.export.lower.graph import DeployGraph, Rewrite
+from mf_deploy.models.mobile_former import ChannelShuffle
+
+SMALLEST_GAIN = 2.0**-60
+
+
+class ScaleDepthwise(Rewrite):
+    """max(a1·u, a2·u) = a1·max(u, r·u) = max(v, r·v) with r = a2/a1 and v = a1·u, for a1 > 0.
+
+    A depthwise convolution is linear in each channel, so a1 scales its few weights, before it or after
+    it, instead of the whole map: w' = w·a1(before)·a1(after), b' = b·a1(after). One pass over the map
+    goes away for each dynamic ReLU.
+
+    a1 = 1 + clip(v₁/3, −1, 1) ≥ 0 may be zero; it is taken as 2⁻⁶⁰ there. Nothing is lost: r·a1 = a2
+    holds to one rounding whatever a1 is, so y changes by at most 2⁻⁶⁰·|u|. float32 has room for 2⁻⁶⁰ and
+    2⁶⁰; half precision and integers have not, so ``unscale`` takes the rewrite back for those.
+
+    For one image only: the weights become those of an image. Spatial slopes differ from place to place.
+    """
+
+    def apply(self, graph: DeployGraph) -> DeployGraph:
+        model = graph.module
+        if not isinstance(model, FlatMobileFormer) or graph.batch != 1:
+            return graph
+        blocks = [block for block in model.features if type(block) is FlatBlock and not block.spatial]
+        for block in blocks:
+            if block.down:
+                delay_shuffle_(block, "conv1", "hyper1", "conv2")
+                delay_shuffle_(block, "conv3", "hyper3", "conv4")
+            block.__class__ = ScaledBlock
+        return graph.rewritten(self.name, model) if blocks else graph
+
+
+def unscale(module: nn.Module) -> None:
+    """Take the rewrite back, in place: the slopes multiply the maps again, and weights are constants."""
+    for block in [each for each in module.modules() if isinstance(each, ScaledBlock)]:
+        setattr(block, "__class__", FlatBlock)  # noqa: B010 (mypy takes the assignment for a mistake)
+
+
+def delay_shuffle_(block: FlatBlock, name: str, relu_name: str, following: str) -> None:
+    """Shuffle after the dynamic ReLU, not before it: it works on each channel alone."""
+    stage, relu = block.stage(name), block.relu(relu_name)
+    shuffles = [index for index, layer in enumerate(stage) if isinstance(layer, ChannelShuffle)]
+    if not shuffles:
+        return
+    shuffle = stage[shuffles[0]]
+    stage[shuffles[0]] = nn.Identity()
+    channels = torch.arange(relu.channels)
+    relu.permute_(shuffle(channels.view(1, -1, 1, 1)).flatten().argsort())
+    block.mobile[following] = nn.Sequential(shuffle, *block.stage(following))
+
+
+class ScaledBlock(FlatBlock):
+    """``FlatBlock`` for one image whose depthwise convolutions carry the first slopes."""
+
+    def convolve(self, x: Tensor, tokens: Tensor, attention: Tensor | None) -> Tensor:
+        conv, first = self.mobile, tokens[:1]
+        gain, ratio = gain_and_ratio(self.relu("hyper1"), first)
+        if self.down:
+            y = conv["conv2"](leak(scaled_stage(self.stage("conv1"), x, gain, gain), ratio))
+            gain, ratio = gain_and_ratio(self.relu("hyper3"), first)
+            return conv["conv4"](leak(scaled_stage(self.stage("conv3"), y, gain, gain), ratio)) + y
+        y = leak(conv["conv1"](x), ratio)
+        after, next_ratio = gain_and_ratio(self.relu("hyper2"), first)
+        return conv["conv3"](leak(scaled_stage(self.stage("conv2"), y, gain * after, after), next_ratio))
+
+
+def gain_and_ratio(relu: FlatDynamicReLU, token: Tensor) -> tuple[Tensor, Tensor]:
+    """a1, (1, C), and a2/a1, (1, C, 1, 1), of a dynamic ReLU for one token (1, D)."""
+    last, clip = relu.hyper[2], relu.hyper[3]
+    assert isinstance(last, nn.Linear)
+    assert isinstance(clip, SlopeClip)
+    slopes = F.linear(relu.hyper[:2](token), last.weight, last.bias + clip.shift)
+    a1, a2 = slopes.split(relu.channels, dim=1)
+    a1, a2 = a1.clamp(SMALLEST_GAIN, 2.0), a2.clamp(-1.0, 1.0)
+    return a1, (a2 / a1).view(1, -1, 1, 1)
+
+
+def leak(x: Tensor, ratio: Tensor) -> Tensor:
+    """max(x, r·x)."""
+    return torch.maximum(x, ratio * x)
+
+
+def scaled_stage(stage: nn.Sequential, x: Tensor, weight_gain: Tensor, bias_gain: Tensor) -> Tensor:
+    """A stage whose depthwise convolution has weights and bias scaled by gains, (1, C), per output."""
+    conv = stage[0]
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    # Channels last for the product: an engine starts anew for every row of nine.
+    weight = (conv.weight.flatten(1).t() * weight_gain).t().view(conv.weight.shape)
+    return stage[1:](conv._conv_forward(x, weight, conv.bias * bias_gain.flatten()))
