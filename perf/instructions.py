@@ -1,10 +1,11 @@
-"""How many ARM instructions one inference takes: the authors' graph as it is against the deploy graph.
+"""What the deploy graph gains over the authors' graph as it is: ARM instructions, and time on this host.
 
     python -m perf.instructions [--models mobile_former_26m,...] [--cpu cortex-a76] [--ablation]
 
 Exports with seeded random weights (fp32, 224 px), counts on the emulated CPU (``mf-deploy setup arm``) with
-one thread, and writes ``perf/instructions.json`` and ``perf/instructions.md``. ``--ablation`` instead adds
-one rewrite after the other and writes ``perf/ablation.json`` and ``perf/ablation.md``.
+one thread, times both graphs on the host in turns, and writes ``perf/instructions.json`` and
+``perf/instructions.md``. ``--ablation`` instead adds one rewrite after the other and writes
+``perf/ablation.json`` and ``perf/ablation.md``.
 """
 
 import tempfile
@@ -15,30 +16,38 @@ from typing import Literal
 import click
 from torch import nn
 
-from mf_deploy.artifact import ModelSource, Record, Target, write_whole
+from mf_deploy.artifact import Artifact, ModelSource, Record, Target, write_whole
 from mf_deploy.benchmarks.devices.arm import Arm
 from mf_deploy.benchmarks.instructions import InstructionReport
+from mf_deploy.benchmarks.measure import sample_in_turns, seeded_input, warm_up
+from mf_deploy.benchmarks.protocol import Protocol
+from mf_deploy.benchmarks.ratio import ratio_of_medians
 from mf_deploy.cli.command import run_command
 from mf_deploy.export import Probe, export
 from mf_deploy.export.lower import REWRITES, lower, reference_graph
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.models.registry import get_spec
 from mf_deploy.models.stored import ModelRecord
+from mf_deploy.runtimes import open_session
 from perf.parity import random_model
 
 HERE = Path(__file__).resolve().parent
-MODELS = tuple(f"mobile_former_{size}m" for size in (26, 52, 294, 508))
+MODELS = tuple(f"mobile_former_{size}m" for size in (26, 52, 96, 151, 214, 294, 508))
 ABLATED = tuple(f"mobile_former_{size}m" for size in (26, 294))
 ENGINES: dict[Target, str] = {"tflite": "LiteRT", "onnx": "ONNX Runtime"}
 
 
 class Row(Record):
-    """One counted file: ``graph`` is reference, deploy, or the last rewrite of an ablation."""
+    """One counted file: ``graph`` is reference, deploy, or the last rewrite of an ablation.
+
+    ``host_speedup`` is the time of the reference graph over that of this one, with its 95 % interval.
+    """
 
     model: str
     target: Target
     graph: str
     report: InstructionReport
+    host_speedup: tuple[float, float, float] | None = None
 
     @property
     def millions(self) -> float:
@@ -53,13 +62,17 @@ class Table(Record):
     rows: list[Row]
 
 
-def count(name: str, model: nn.Module, built: DeployGraph, target: Target, label: str, device: Arm) -> Row:
-    """Export ``built`` and count one inference."""
+def write(built: DeployGraph, model: nn.Module, target: Target, folder: Path) -> Artifact:
     probe = Probe.seeded(model, built.record.preprocessing.input_size)
-    with tempfile.TemporaryDirectory() as scratch:
-        artifact = export(built, target, "fp32", Path(scratch) / f"{target}-fp32", probe)
-        row = Row(model=name, target=target, graph=label, report=device.count(artifact))
-    click.echo(f"{name} {ENGINES[target]} {label}: {row.millions:.2f} M", err=True)
+    return export(built, target, "fp32", folder, probe)
+
+
+def count(artifact: Artifact, label: str, device: Arm) -> Row:
+    """The instructions of one inference."""
+    manifest = artifact.manifest
+    report = device.count(artifact)
+    row = Row(model=manifest.model.name, target=manifest.target, graph=label, report=report)
+    click.echo(f"{row.model} {ENGINES[row.target]} {label}: {row.millions:.2f} M", err=True)
     return row
 
 
@@ -68,9 +81,22 @@ def compare(name: str, device: Arm) -> list[Row]:
     model, record = random_model(name), record_of(name)
     rows = []
     for target in ENGINES:
-        rows.append(count(name, model, reference_graph(model, record), target, "reference", device))
-        rows.append(count(name, model, lower(model, record, target), target, "deploy", device))
+        with tempfile.TemporaryDirectory() as scratch:
+            reference = write(reference_graph(model, record), model, target, Path(scratch) / "reference")
+            deploy = write(lower(model, record, target), model, target, Path(scratch) / "deploy")
+            rows += [count(reference, "reference", device), count(deploy, "deploy", device)]
+            rows[-1].host_speedup = host_speedup(reference, deploy)
     return rows
+
+
+def host_speedup(reference: Artifact, deploy: Artifact) -> tuple[float, float, float]:
+    """Time of the reference graph over the deploy graph's on this machine, in turns, one thread."""
+    protocol = Protocol()
+    pair = (open_session(reference), open_session(deploy))
+    inputs = (seeded_input(pair[0], protocol.seed), seeded_input(pair[1], protocol.seed))
+    for session, prepared in zip(pair, inputs, strict=True):
+        warm_up(session, prepared, protocol)
+    return ratio_of_medians(*sample_in_turns(pair, inputs, protocol, lambda fraction: None))
 
 
 def ablate(name: str, device: Arm) -> list[Row]:
@@ -78,11 +104,15 @@ def ablate(name: str, device: Arm) -> list[Row]:
     model, record = random_model(name), record_of(name)
     rows = []
     for target in ENGINES:
-        rows.append(count(name, model, reference_graph(model, record), target, "as it is", device))
+        steps = [("as it is", reference_graph(model, record))]
         for end, rewrite in enumerate(REWRITES[target], 1):
             built = lower(model, record, target, rewrites=REWRITES[target][:end])
             if built.rewrites and built.rewrites[-1] == rewrite.name:
-                rows.append(count(name, model, built, target, f"+ {rewrite.name}", device))
+                steps.append((f"+ {rewrite.name}", built))
+        for label, built in steps:
+            with tempfile.TemporaryDirectory() as scratch:
+                artifact = write(built, model, target, Path(scratch) / "step")
+                rows.append(count(artifact, label, device))
     return rows
 
 
@@ -100,8 +130,10 @@ def page(table: Table, device: str) -> str:
         f"fp32, 224 × 224, 1 thread, emulated {device}: instruction counts, no latency. Made by",
         f"`python -m perf.instructions`, {table.created}.",
         "",
-        "| model | engine | reference graph | deploy graph | ratio | deploy, instructions a MAC |",
-        "|---|---|---:|---:|---:|---:|",
+        "Host: time of the reference graph over the deploy graph's, measured in turns on one x86-64 core.",
+        "",
+        "| model | engine | reference graph | deploy graph | ratio | a MAC | host, times faster |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     found = {(row.model, row.target, row.graph): row for row in table.rows}
     for row in table.rows:
@@ -109,9 +141,16 @@ def page(table: Table, device: str) -> str:
             before = found[row.model, row.target, "reference"].millions
             lines.append(
                 f"| {row.model} | {ENGINES[row.target]} | {before:.1f} M | {row.millions:.1f} M "
-                f"| {row.millions / before:.2f} | {row.report.per_mac or 0:.2f} |"
+                f"| {row.millions / before:.2f} | {row.report.per_mac or 0:.2f} | {_speedup(row)} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _speedup(row: Row) -> str:
+    if row.host_speedup is None:
+        return "not run"
+    ratio, low, high = row.host_speedup
+    return f"{ratio:.2f} ({low:.2f}…{high:.2f})"
 
 
 def ablation_page(table: Table, device: str) -> str:
