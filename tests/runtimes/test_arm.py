@@ -26,7 +26,7 @@ from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.arm import CPUS
 from mf_deploy.runtimes.arm.emulator import Emulator
-from mf_deploy.runtimes.arm.lab import QEMU, Lab, lab_folder, open_lab
+from mf_deploy.runtimes.arm.lab import QEMU, Lab, LabRecord, open_lab
 from mf_deploy.runtimes.arm.laps import operator_laps
 from mf_deploy.runtimes.arm.session import ArmSession
 from mf_deploy.runtimes.arm.setup import set_up
@@ -190,15 +190,11 @@ def test_without_a_lab_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch
     assert error.value.exit_code == MISSING_TOOL
 
 
-def test_a_lab_with_other_engines_is_out_of_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab: Lab
-) -> None:
-    monkeypatch.setenv("MF_DEPLOY_CACHE", str(tmp_path))
-    lab_folder().mkdir()
-    text = (lab.folder / "lab.json").read_text()
-    (lab_folder() / "lab.json").write_text(text.replace('"onnxruntime"', '"onnxruntime-gpu"'))
-    with pytest.raises(MfDeployError, match="out of date: it was set up with other wheels"):
-        open_lab()
+def test_other_engines_need_another_lab(lab: Lab) -> None:
+    record = LabRecord.of_this_machine()
+    assert record.folder == lab.folder
+    assert read_record(lab.folder / "lab.json", LabRecord, "") == record
+    assert record.model_copy(update={"wheels": {"numpy": "1.0"}}).folder != lab.folder
 
 
 def test_an_unknown_cpu_is_answered_with_the_nearest(run: Path) -> None:

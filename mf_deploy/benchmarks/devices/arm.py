@@ -9,7 +9,7 @@ from mf_deploy.benchmarks.operator_names import with_names
 from mf_deploy.errors import MfDeployError
 from mf_deploy.runtimes.arm import cpu_of
 from mf_deploy.runtimes.arm.counting import Operator, count_inference, count_operators, median
-from mf_deploy.runtimes.arm.lab import needed_record, open_lab
+from mf_deploy.runtimes.arm.lab import LabRecord, open_lab
 from mf_deploy.runtimes.arm.session import require_arm_engine
 
 ENGINES = {"onnx": ("ONNX Runtime", "onnxruntime"), "tflite": ("LiteRT", "ai-edge-litert")}
@@ -24,7 +24,7 @@ class Arm:
 
     def __init__(self, name: str) -> None:
         self.name, self.cpu = name, cpu_of(name)
-        self.lab, self.made_of = open_lab(), needed_record()
+        self.lab, self.made_of = open_lab(), LabRecord.of_this_machine()
 
     @property
     def slug(self) -> str:

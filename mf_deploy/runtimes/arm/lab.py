@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from mf_deploy.artifact import Record, read_record
+from pydantic import Field
+
+from mf_deploy.artifact import Record, sha256_of
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
 from mf_deploy.runtimes.arm import CPUS
 
@@ -18,16 +20,36 @@ QEMU = "qemu-aarch64"  # the dynamic build: the static one takes no plugins
 DISTRIBUTIONS = ("numpy", "onnxruntime", "ai-edge-litert")
 PLUGIN_SOURCE = Path(__file__).with_name("count.c")
 RUNNER = Path(__file__).with_name("guest") / "runner.py"
-SETUP = "Run: mf-deploy setup arm"
+RECORD_NAME = "lab.json"
 
 
 class LabRecord(Record):
-    """What a lab was made of; another machine state needs another lab."""
+    """What a lab is made of: a machine with another state has another lab, in a folder of its own."""
 
     schema_version: Literal[1] = 1
     qemu: str
-    wheels: dict[str, str]
+    wheels: dict[str, str] = Field(description="versions; the engines are those that the host has")
     plugin_sha256: str
+    cpus: dict[str, str]
+
+    @classmethod
+    def of_this_machine(cls) -> Self:
+        """What the lab of this machine and this installation is made of."""
+        return cls(
+            qemu=_qemu_version(),
+            wheels=_installed_wheels(),
+            plugin_sha256=sha256_of(PLUGIN_SOURCE),
+            cpus={name: f"{cpu.qemu} {cpu.part:#x} {cpu.features}" for name, cpu in CPUS.items()},
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where this lab is kept, below ``$MF_DEPLOY_CACHE`` or ``mf-deploy`` in the user's cache."""
+        own = os.environ.get("MF_DEPLOY_CACHE")
+        users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(own) if own else Path(users, "mf-deploy")
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return cache.absolute() / f"arm-{digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -63,43 +85,20 @@ class Lab:
         return {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1"}
 
 
-def lab_folder() -> Path:
-    """Where the lab is kept: ``$MF_DEPLOY_CACHE/arm``, else ``mf-deploy/arm`` in the user's cache."""
-    own = os.environ.get("MF_DEPLOY_CACHE")
-    if own:
-        return Path(own).absolute() / "arm"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache).absolute() / "mf-deploy" / "arm"
-
-
 def open_lab() -> Lab:
     """The lab that ``mf-deploy setup arm`` made.
 
     Raises:
-        MfDeployError: it was not set up, or this machine has changed since.
+        MfDeployError: there is none for the engines that are installed now.
     """
-    folder = lab_folder()
-    record = folder / "lab.json"
-    if not record.exists():
-        raise MfDeployError("The ARM lab is not set up", f"there is none in {folder}", SETUP, MISSING_TOOL)
-    made_of, needed = read_record(record, LabRecord, f"{SETUP} --force"), needed_record()
-    if made_of != needed:
-        changed = [name for name, value in needed if value != getattr(made_of, name)]
-        why = f"it was set up with other {' and '.join(changed)}"
-        raise MfDeployError("The ARM lab is out of date", why, SETUP, MISSING_TOOL)
+    folder = LabRecord.of_this_machine().folder
+    if not (folder / RECORD_NAME).exists():
+        why = "there is none for the installed engines"
+        raise MfDeployError("The ARM lab is not set up", why, "Run: mf-deploy setup arm", MISSING_TOOL)
     return Lab(folder)
 
 
-def needed_record() -> LabRecord:
-    """What a lab for this machine is made of: the engines are those that the host has."""
-    return LabRecord(
-        qemu=_qemu_version(),
-        wheels=installed_wheels(),
-        plugin_sha256=hashlib.sha256(PLUGIN_SOURCE.read_bytes()).hexdigest(),
-    )
-
-
-def installed_wheels() -> dict[str, str]:
+def _installed_wheels() -> dict[str, str]:
     """Version of numpy and of each installed engine, so that both sides run the same code."""
     found = {}
     for name in DISTRIBUTIONS:

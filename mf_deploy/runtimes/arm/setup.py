@@ -1,23 +1,25 @@
 """Sets the ARM lab up: the ARM system, the engines' wheels, the counting plugin."""
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from mf_deploy.artifact import whole_folder
+from mf_deploy.artifact import check_writable, whole_folder
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
 from mf_deploy.runtimes.arm import CPUS, Cpu
 from mf_deploy.runtimes.arm.lab import (
     PLUGIN_SOURCE,
     QEMU,
+    RECORD_NAME,
     Lab,
     LabRecord,
-    lab_folder,
-    needed_record,
     open_lab,
     require_program,
 )
@@ -45,15 +47,25 @@ def set_up(force: bool = False, progress: Progress = lambda step: None) -> Lab:
     if importlib.util.find_spec("pip") is None:
         what, why = "pip is not installed", "it fetches the engines' ARM wheels"
         raise MfDeployError(what, why, f"Run: {sys.executable} -m ensurepip", MISSING_TOOL)
-    if not force:
-        try:
-            return open_lab()
-        except MfDeployError:
-            pass
-    record, folder = needed_record(), lab_folder()
-    with whole_folder(folder, force=True) as temporary:
-        _fill(Lab(temporary), record, progress)
-    return Lab(folder)
+    record = LabRecord.of_this_machine()
+    with _alone(record.folder):
+        if not force:
+            try:
+                return open_lab()
+            except MfDeployError:
+                pass
+        with whole_folder(record.folder, force=True) as temporary:
+            _fill(Lab(temporary), record, progress)
+    return Lab(record.folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process sets up the lab in ``folder``."""
+    check_writable(folder, force=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fill(lab: Lab, record: LabRecord, progress: Progress) -> None:
@@ -71,7 +83,7 @@ def _fill(lab: Lab, record: LabRecord, progress: Progress) -> None:
     for name in CPUS:
         progress(f"First start on {name}")
         _try_imports(lab, name, list(record.wheels))
-    (lab.folder / "lab.json").write_text(record.model_dump_json(indent=2))
+    (lab.folder / RECORD_NAME).write_text(record.model_dump_json(indent=2))
 
 
 def _install_wheels(lab: Lab, wheels: dict[str, str]) -> None:
