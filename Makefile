@@ -3,11 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+SYSTEM_PACKAGES := qemu-user gcc
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test clean
+.PHONY: help demo test picture system-packages clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## Export, quantize, check and time a trained model; writes runs/demo/report.html
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
@@ -16,7 +18,17 @@ test: $(INSTALLED)  ## Lint, type check and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+picture:  ## Photograph runs/demo/report.html for the README; needs Chromium
+	@mkdir -p docs/images
+	chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
+		--user-data-dir="$$(mktemp -d)" --hide-scrollbars --window-size=1260,1530 \
+		--screenshot="$(CURDIR)/docs/images/report.png" "file://$(CURDIR)/runs/demo/report.html"
+
+system-packages:  ## On Debian or Ubuntu: what the tests of emulated ARM CPUs need; without it they are skipped
+	$(SUDO) apt-get update -qq
+	$(SUDO) apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES)
 
 clean:  ## Remove the virtual environment and all runs
 	rm -rf $(VENV) runs
@@ -25,5 +37,5 @@ $(INSTALLED): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "mf-deploy needs Python 3.11: make PYTHON=/path/to/python3.11" >&2; exit 3; }
 	@echo "Installing mf-deploy and its tools in $(VENV), once; this takes minutes ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@

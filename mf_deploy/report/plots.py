@@ -101,7 +101,7 @@ def scatter(
 
     Beyond a dozen points, the labels are the numbers of the table.
     """
-    width, height, left, right, top, bottom = 460.0, 330.0, 46.0, 14.0, 12.0, 44.0
+    width, height, left, right, top, bottom = 460.0, 346.0, 46.0, 14.0, 28.0, 44.0
     x = _cost_axis(x_label, [d.x for d in data] + [d.x_high for d in data], left, width - right)
     highs, lows = [d.y_high for d in data], [d.y_low for d in data]
     references = [] if reference is None else [reference]
