@@ -53,7 +53,7 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_variant_is_proven(variant: str, suffix: str) -> None:
     rewrites = lowered(variant + suffix).rewrites
-    assert {"BatchHeads", "FirstToken"} <= set(rewrites)
+    assert "BatchHeads" in rewrites
     assert ("ScaleDepthwise" in rewrites) == (suffix == "")
 
 

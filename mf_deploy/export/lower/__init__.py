@@ -10,7 +10,6 @@ from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.batch_heads import BatchHeads
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
-from mf_deploy.export.lower.first_token import FirstToken
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
@@ -36,7 +35,7 @@ COMMON: tuple[Rewrite, ...] = (
 )
 
 REWRITES: dict[Target, tuple[Rewrite, ...]] = {
-    "onnx": (*COMMON, BatchHeads(), FirstToken(), SplitColumns(), RepeatPairs(), ScaleDepthwise()),
+    "onnx": (*COMMON, BatchHeads(), SplitColumns(), RepeatPairs(), ScaleDepthwise()),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (*COMMON, BatchHeads(), RepeatChannels(), MergeGroups(), SplitLayerNorm()),
 }
