@@ -5,7 +5,7 @@
 Exports with seeded random weights (fp32, 224 px), counts on the emulated CPU (``mf-deploy setup arm``) with
 one thread, times both graphs on the host in turns, and writes ``perf/instructions.json`` and
 ``perf/instructions.md``. ``--ablation`` instead adds one rewrite after the other and writes
-``perf/ablation.json`` and ``perf/ablation.md``.
+``perf/ablation.json`` and ``perf/ablation.md``. Models left out keep their last figures.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from typing import Literal
 import click
 from torch import nn
 
-from mf_deploy.artifact import Artifact, ModelSource, Record, Target, write_whole
+from mf_deploy.artifact import Artifact, ModelSource, Record, Target, read_record, write_whole
 from mf_deploy.benchmarks.devices.arm import Arm
 from mf_deploy.benchmarks.instructions import InstructionReport
 from mf_deploy.benchmarks.measure import sample_in_turns, seeded_input, warm_up
@@ -26,7 +26,7 @@ from mf_deploy.cli.command import run_command
 from mf_deploy.export import Probe, export
 from mf_deploy.export.lower import REWRITES, lower, reference_graph
 from mf_deploy.export.lower.graph import DeployGraph
-from mf_deploy.models.registry import get_spec
+from mf_deploy.models.registry import get_spec, list_models
 from mf_deploy.models.stored import ModelRecord
 from mf_deploy.runtimes import open_session
 from perf.parity import random_model
@@ -183,14 +183,17 @@ def command(models: str | None, cpu: str, ablation: bool) -> None:
     device = Arm(f"arm:{cpu}")
     names = models.split(",") if models else (ABLATED if ablation else MODELS)
     work = ablate if ablation else compare
-    table = Table(created=datetime.now(UTC).date().isoformat(), rows=[])
     stem = "ablation" if ablation else "instructions"
+    path = HERE / f"{stem}.json"
+    rows = read_record(path, Table, "Remove it and count again.").rows if path.exists() else []
     for name in names:
-        table.rows += work(name, device)
-        text = (ablation_page if ablation else page)(table, cpu)
-        write_whole(HERE / f"{stem}.json", table.model_dump_json(indent=1, exclude_none=True).encode())
-        write_whole(HERE / f"{stem}.md", text.encode())
-    click.echo(text)
+        rows = [row for row in rows if row.model != name] + work(name, device)
+        order = [spec.name for spec in list_models()]
+        rows.sort(key=lambda row: order.index(row.model))
+        table = Table(created=datetime.now(UTC).date().isoformat(), rows=rows)
+        write_whole(path, table.model_dump_json(indent=1, exclude_none=True).encode())
+        write_whole(path.with_suffix(".md"), (ablation_page if ablation else page)(table, cpu).encode())
+    click.echo(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":
