@@ -225,7 +225,7 @@ def _report(
         model_bytes=subject.artifact.size_bytes,
         kind="host" if runtime != MIL_INTERPRETER and device == "host" else "emulated",
         device=device,
-        runtime=runtime,
+        runtime=runtime if device == "host" else f"{runtime} on {device}",
         data=str(images.path),
         images=comparison.images,
         skipped=len(images.skipped),
