@@ -190,6 +190,17 @@ def test_without_a_lab_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch
     assert error.value.exit_code == MISSING_TOOL
 
 
+@pytest.mark.skipif(not Path("/etc/debian_version").exists(), reason="the lab is for Debian and Ubuntu")
+def test_a_missing_tool_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from mf_deploy.cli.deploy import main; main()", "setup", "arm"]
+    environment = {"PATH": str(tmp_path), "MF_DEPLOY_CACHE": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == MISSING_TOOL
+    assert done.stderr.startswith("error: qemu-aarch64 is not installed: ")
+    assert "Run: apt-get install qemu-user gcc" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_engines_need_another_lab(lab: Lab) -> None:
     record = LabRecord.of_this_machine()
     assert record.folder == lab.folder

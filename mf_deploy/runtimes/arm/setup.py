@@ -42,8 +42,8 @@ def set_up(force: bool = False, progress: Progress = lambda step: None) -> Lab:
         MfDeployError: a tool is missing, this is not Debian or Ubuntu, or a download failed.
     """
     require_debian()
-    require_program(QEMU, "qemu-user gcc")
-    require_program("gcc", "gcc")
+    require_program(QEMU, "qemu-user gcc libc6-dev")
+    require_program("gcc", "gcc libc6-dev")
     if importlib.util.find_spec("pip") is None:
         what, why = "pip is not installed", "it fetches the engines' ARM wheels"
         raise MfDeployError(what, why, f"Run: {sys.executable} -m ensurepip", MISSING_TOOL)
@@ -104,7 +104,8 @@ def _compile_plugin(lab: Lab, qemu_version: str) -> None:
     major, minor = (int(part) for part in qemu_version.split()[0].split(".")[:2])
     api = 3 if (major, minor) >= (9, 1) else 2 if major >= 9 else 1
     flags = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", f"-DQEMU_PLUGIN_API={api}"]
-    run(["gcc", *flags, "-o", str(lab.plugin), str(PLUGIN_SOURCE)])
+    command = ["gcc", *flags, "-o", str(lab.plugin), str(PLUGIN_SOURCE)]
+    run(command, fix="Run: apt-get install gcc libc6-dev")
 
 
 def _make_view(lab: Lab, name: str, cpu: Cpu) -> None:

@@ -1,7 +1,6 @@
 """An ARM64 system from the distribution's own packages, without a change to the host's package system."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +50,7 @@ def require_debian() -> dict[str, str]:
     lines = path.read_text().splitlines() if path.exists() else []
     fields = {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
     family = {fields.get("ID", ""), *fields.get("ID_LIKE", "").split()}
-    if not family & {"debian", "ubuntu"} or not shutil.which("apt-get"):
+    if not family & {"debian", "ubuntu"}:
         name = fields.get("PRETTY_NAME", "this system")
         raise MfDeployError(
             "Cannot set up the ARM lab here",
@@ -85,14 +84,14 @@ def _ubuntu_sources(work: Path, codename: str) -> str:
     return f'Dir::Etc::sourcelist "{sources}";\nDir::Etc::sourceparts "/dev/null";\n'
 
 
-def run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def run(
+    command: Sequence[str],
+    environment: dict[str, str] | None = None,
+    fix: str = "Check the network and the disk, then run it again.",
+) -> None:
     """Run a command of the set-up; one that fails becomes an error with the last line that it printed."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise MfDeployError(
-            "Cannot set up the ARM lab",
-            f"{' '.join(command[:4])} …: {said[-1]}",
-            "Check the network and the disk, then run it again.",
-            MISSING_TOOL,
-        )
+        why = f"{' '.join(command[:4])} …: {said[-1]}"
+        raise MfDeployError("Cannot set up the ARM lab", why, fix, MISSING_TOOL)
