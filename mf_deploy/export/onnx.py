@@ -12,6 +12,7 @@ import torch
 from mf_deploy.artifact import Quantization, TensorInfo
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.lower.pad_columns import unpad
 from mf_deploy.export.lower.scale_depthwise import unscale
 from mf_deploy.export.onnx_file import count_precision, quantize_weights
 from mf_deploy.export.picture import HalfPrecision, PictureInput
@@ -115,6 +116,7 @@ class OnnxExporter(TargetExporter):
         module, example = copy.deepcopy(graph.module), graph.example()
         if scheme != "fp32":
             unscale(module)
+            unpad(module)
         if scheme == "fp16":
             module = HalfPrecision(module)
         if options.input == "uint8":

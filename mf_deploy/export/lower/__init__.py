@@ -10,12 +10,14 @@ from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.batch_heads import BatchHeads
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
+from mf_deploy.export.lower.flatten_head import FlattenHead
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.export.lower.merge_groups import MergeGroups
 from mf_deploy.export.lower.neural_engine import NeuralEngine
+from mf_deploy.export.lower.pad_columns import PadColumns
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
 from mf_deploy.export.lower.repeat_pairs import RepeatPairs
 from mf_deploy.export.lower.scale_depthwise import ScaleDepthwise
@@ -35,7 +37,10 @@ COMMON: tuple[Rewrite, ...] = (
 )
 
 REWRITES: dict[Target, tuple[Rewrite, ...]] = {
-    "onnx": (*COMMON, BatchHeads(), SplitColumns(), RepeatPairs(), ScaleDepthwise()),
+    "onnx": (
+        *(*COMMON, BatchHeads(), FlattenHead()),
+        *(SplitColumns(), RepeatPairs(), PadColumns(), ScaleDepthwise()),
+    ),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (*COMMON, BatchHeads(), RepeatChannels(), MergeGroups(), SplitLayerNorm()),
 }

@@ -81,7 +81,7 @@ class BatchedFormerToMobile(FlatFormerToMobile):
     """``FlatFormerToMobile`` with both heads in one product; the map keeps its layout."""
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        key, value = self.k(tokens), self.proj(tokens)
-        weights = softmax_over_tokens(token_heads(key, BRIDGE_HEADS) @ map_heads(x))
+        key, value, heads = self.k(tokens), self.proj(tokens), map_heads(x)
+        weights = softmax_over_tokens(token_heads(key, BRIDGE_HEADS) @ heads)
         attended = token_heads(value, BRIDGE_HEADS).transpose(-1, -2) @ weights
-        return x + attended.flatten(-3, -2)
+        return (heads + attended).flatten(-3, -2)

@@ -33,8 +33,10 @@ class ScaleDepthwise(Rewrite):
         blocks = [block for block in model.features if type(block) is FlatBlock and not block.spatial]
         for block in blocks:
             if block.down:
-                delay_shuffle_(block, "conv1", "hyper1", "conv2")
-                delay_shuffle_(block, "conv3", "hyper3", "conv4")
+                delay_shuffle_(block, "conv1", ["hyper1"], "conv2")
+                delay_shuffle_(block, "conv3", ["hyper3"], "conv4")
+            else:
+                delay_shuffle_(block, "conv1", ["hyper1", "hyper2"], "conv3", past="conv2")
             block.__class__ = ScaledBlock
         return graph.rewritten(self.name, model) if blocks else graph
 
@@ -45,16 +47,26 @@ def unscale(module: nn.Module) -> None:
         setattr(block, "__class__", FlatBlock)  # noqa: B010 (mypy takes the assignment for a mistake)
 
 
-def delay_shuffle_(block: FlatBlock, name: str, relu_name: str, following: str) -> None:
-    """Shuffle after the dynamic ReLU, not before it: it works on each channel alone."""
-    stage, relu = block.stage(name), block.relu(relu_name)
+def delay_shuffle_(
+    block: FlatBlock, name: str, relus: list[str], following: str, past: str | None = None
+) -> None:
+    """Shuffle after the dynamic ReLUs and the depthwise convolution ``past``: they keep channels apart."""
+    stage = block.stage(name)
     shuffles = [index for index, layer in enumerate(stage) if isinstance(layer, ChannelShuffle)]
     if not shuffles:
         return
     shuffle = stage[shuffles[0]]
     stage[shuffles[0]] = nn.Identity()
-    channels = torch.arange(relu.channels)
-    relu.permute_(shuffle(channels.view(1, -1, 1, 1)).flatten().argsort())
+    channels = torch.arange(block.relu(relus[0]).channels)
+    order = shuffle(channels.view(1, -1, 1, 1)).flatten().argsort()
+    for relu in relus:
+        block.relu(relu).permute_(order)
+    if past is not None:
+        conv = block.stage(past)[0]
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        conv.weight = nn.Parameter(conv.weight[order], requires_grad=False)
+        conv.bias = nn.Parameter(conv.bias[order], requires_grad=False)
     block.mobile[following] = nn.Sequential(shuffle, *block.stage(following))
 
 
@@ -78,8 +90,13 @@ def gain_and_ratio(relu: FlatDynamicReLU, token: Tensor) -> tuple[Tensor, Tensor
     last, clip = relu.hyper[2], relu.hyper[3]
     assert isinstance(last, nn.Linear)
     assert isinstance(clip, SlopeClip)
-    slopes = F.linear(relu.hyper[:2](token), last.weight, last.bias + clip.shift)
-    a1, a2 = slopes.split(relu.channels, dim=1)
+    hidden, channels = relu.hyper[:2](token), relu.channels
+    a1, a2 = (
+        F.linear(hidden, weight, bias)
+        for weight, bias in zip(
+            last.weight.split(channels), (last.bias + clip.shift).split(channels), strict=True
+        )
+    )
     a1, a2 = a1.clamp(SMALLEST_GAIN, 2.0), a2.clamp(-1.0, 1.0)
     return a1, (a2 / a1).view(1, -1, 1, 1)
 
@@ -94,6 +111,6 @@ def scaled_stage(stage: nn.Sequential, x: Tensor, weight_gain: Tensor, bias_gain
     conv = stage[0]
     assert isinstance(conv, nn.Conv2d)
     assert conv.bias is not None
-    # Channels last for the product: an engine starts anew for every row of nine.
-    weight = (conv.weight.flatten(1).t() * weight_gain).t().view(conv.weight.shape)
+    # Channels last for the product: an engine starts anew for every row of three.
+    weight = (conv.weight.permute(1, 2, 3, 0) * weight_gain).permute(3, 0, 1, 2)
     return stage[1:](conv._conv_forward(x, weight, conv.bias * bias_gain.flatten()))

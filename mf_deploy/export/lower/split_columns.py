@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatMobileFormer, FlatPlainBlock
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 
-MIN_WIDTH = 112
+MIN_WIDTH = 56
 MAX_FILTERS = 16
 
 
@@ -17,7 +17,7 @@ class SplitColumns(Rewrite):
     (y, x) reads columns 2x − 1, 2x and 2x + 1, which are odd x − 1, even x and odd x: a 6×2 kernel with
     rows (0, w₁) and (w₀, w₂) in turn, vertical stride 4 and horizontal stride 1. A quarter of its taps are
     zeros; the columns are copied in whole rows all the same, which is what costs where few filters read
-    them: up to 16 of a group, on maps at least 112 wide.
+    them: up to 16 of a group, on maps at least 56 wide.
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
