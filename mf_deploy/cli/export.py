@@ -81,10 +81,13 @@ def command(
     Writes OUT/MODEL/TARGET-PRECISION/ with the model file and manifest.json.
     """
     _check_arguments(name, factory, checkpoint, random_weights)
+    import torch
+
     from mf_deploy.artifact import check_writable
     from mf_deploy.export import ExportOptions, Probe, artifact_name, export, get_exporter
     from mf_deploy.export.lower import lower, reference_graph
 
+    torch.set_num_threads(1)  # a few pictures, layer by layer: more threads only wait for each other
     targets = targets_of(target)
     for each in targets:
         get_exporter(each)
