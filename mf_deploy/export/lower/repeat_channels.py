@@ -7,9 +7,10 @@ from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatDynamicReLU, Fl
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.models.mobile_former import ChannelShuffle
 
-# Copying a pixel's channels side by side costs about 40 instructions a copy; with fewer channels than
-# this it is cheaper to copy whole planes and transpose the result (measured on cortex-a76).
-MIN_ROW = 16
+# Copying a pixel's few channels side by side costs about 40 instructions a copy; from three copies on it
+# is then cheaper to copy whole planes and transpose the result (measured on cortex-a76).
+MIN_ROW = 24
+MIN_COPIES = 3
 
 
 class RepeatChannels(Rewrite):
@@ -57,10 +58,17 @@ class RepeatedDepthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        if channels >= MIN_ROW:
-            return self.conv(torch.cat([x] * self.times, dim=1))
-        flat = torch.cat([x.flatten(2)] * self.times, dim=1)
-        return self.conv(flat.view(batch, -1, height, width))
+        if channels >= MIN_ROW or self.times < MIN_COPIES:
+            return self.conv(repeat(x, self.times))
+        return self.conv(repeat(x.flatten(2), self.times).view(batch, -1, height, width))
+
+
+def repeat(x: Tensor, times: int) -> Tensor:
+    """``times`` copies along the channels, by concatenations of at most four: XNNPACK takes up to five."""
+    if times <= 4:
+        return torch.cat([x] * times, dim=1)
+    half = repeat(x, times // 2)
+    return torch.cat([half, half] if times % 2 == 0 else [half, half, x], dim=1)
 
 
 def channel_order(conv: nn.Conv2d) -> Tensor:
