@@ -117,6 +117,10 @@ def _check_arguments(
     if (name is None) == (factory is None):
         why = "no model given" if name is None else "both a name and --model given"
         raise MfDeployError("Nothing to export", why, "Give one: a name of mf-deploy models, or --model.")
+    if name is not None and ":" in name:
+        raise MfDeployError(
+            f"Unknown model {name!r}", "a factory is no name", f"Pass --model {name} in place of it."
+        )
     if factory is not None and ":" not in factory:
         raise MfDeployError(
             f"Bad model {factory!r}",
@@ -199,6 +203,7 @@ def print_artifacts(artifacts: "list[Artifact]", as_json: bool) -> None:
 
         click.echo(json.dumps([a.manifest.model_dump(mode="json") for a in artifacts], indent=2))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -207,7 +212,7 @@ def print_artifacts(artifacts: "list[Artifact]", as_json: bool) -> None:
     for artifact in artifacts:
         manifest, parity = artifact.manifest, artifact.manifest.parity
         table.add_row(
-            str(artifact.folder),
+            escape(str(artifact.folder)),
             f"{artifact.size_bytes / 1e6:.2f}",
             _shares(manifest.quantization.parameters),
             _shares(manifest.quantization.macs),

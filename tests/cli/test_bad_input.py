@@ -193,6 +193,7 @@ MINE = ("--model", "mine:create", "--target", "onnx", *SMALL)
         (("mobile_former_26m", "--target", "onnx", "--input-size", "many"), "not a valid integer"),
         (("mobile_former_26m", *MINE), "both a name and --model given"),
         (("--model", "mine", "--target", "onnx"), "not of the form package.module:factory"),
+        (("mine:create", "--target", "onnx"), "Pass --model mine:create in place of it"),
         (("--model", "nobody:create", "--target", "onnx"), "No module named 'nobody'"),
         (("--model", "mine:creat", "--target", "onnx"), "mine has no creat"),
         (("--model", "mine:raises", "--target", "onnx"), "weights not found"),
@@ -342,6 +343,11 @@ def test_a_tar_with_escaping_entries_is_read_without_them(home: Path, tmp_path: 
     assert "12 images" in out
     assert "Skipped 2 files, the first is ../../escaped.png" in out
     assert list(tmp_path.parent.glob("**/escaped.png")) == []
+
+
+def test_brackets_in_a_path_are_printed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(export.command, *MINE, "--out", "runs [old]") == 0
+    assert "runs [old]/mine/onnx-fp32" in capsys.readouterr().out
 
 
 def test_what_a_factory_prints_stays_out_of_the_json(home: Path, tmp_path: Path, capsys) -> None:
