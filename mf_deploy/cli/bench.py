@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -209,11 +210,18 @@ def _with_progress(label: str, work: "Callable[[Progress], Result]") -> Result:
 
 
 def _keep(run_folder: Path, name: str, report: "LatencyReport") -> None:
-    """Save a report; one without a measurement never replaces another that has one."""
+    """Save a report; one without a measurement never replaces a measurement of the same file."""
+    from mf_deploy.artifact import read_record
+    from mf_deploy.benchmarks.latency import LatencyReport
     from mf_deploy.report.results import result_path, save_result
 
-    if report.measurement is not None or not result_path(run_folder, name).exists():
-        save_result(run_folder, name, report)
+    path = result_path(run_folder, name)
+    if report.measurement is None and path.exists():
+        with suppress(MfDeployError):
+            before = read_record(path, LatencyReport, "It is replaced.")
+            if before.measurement is not None and before.model_sha256 == report.model_sha256:
+                return
+    save_result(run_folder, name, report)
 
 
 def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device | Arm") -> "dict[Path, Artifact]":

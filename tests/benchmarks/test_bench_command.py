@@ -1,6 +1,7 @@
 """mf-bench from the command line, on real onnxruntime sessions in real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,12 @@ def test_core_ml_off_macos_stays_in_the_table_without_a_time(run_folder: Path) -
     report = read_result(run_folder, "coreml-fp32")
     assert report.measurement is None
     assert report.not_run == "Core ML needs macOS"
+
+    before = report.model_sha256
+    shutil.rmtree(run_folder / "coreml-fp32")
+    write_tiny_artifact(run_folder / "coreml-fp32", target="coreml", depth=2)
+    assert mf_bench(run_folder / "coreml-fp32").returncode == 0
+    assert read_result(run_folder, "coreml-fp32").model_sha256 != before
 
 
 def test_a_reason_never_replaces_a_measurement(run_folder: Path) -> None:
