@@ -82,14 +82,20 @@ def test_core_ml_off_macos_stays_in_the_table_without_a_time(run_folder: Path) -
     assert read_result(run_folder, "coreml-fp32").model_sha256 != before
 
 
-def test_a_reason_never_replaces_a_measurement(run_folder: Path) -> None:
+@pytest.mark.parametrize("same_file", [True, False])
+def test_a_reason_replaces_only_the_measurement_of_an_earlier_file(run_folder: Path, same_file: bool) -> None:
     assert mf_bench(run_folder / "onnx-w8a8", "--runs", "5").returncode == 0
-    before = read_result(run_folder, "onnx-w8a8")
     break_model(run_folder / "onnx-w8a8")
+    before = read_result(run_folder, "onnx-w8a8")
+    if same_file:
+        before.model_sha256 = Artifact.open(run_folder / "onnx-w8a8").sha256
+        (path,) = (run_folder / "results").glob("bench-onnx-w8a8-*.json")
+        path.write_text(before.model_dump_json())
     done = mf_bench(run_folder / "onnx-w8a8", "--runs", "5")
     assert done.returncode == 2
     assert "not run: Cannot load" in done.stdout
-    assert read_result(run_folder, "onnx-w8a8") == before
+    after = read_result(run_folder, "onnx-w8a8")
+    assert after == before if same_file else after.measurement is None
 
 
 def test_one_broken_artifact_does_not_stop_the_others(run_folder: Path) -> None:
