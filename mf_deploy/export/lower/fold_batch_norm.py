@@ -71,7 +71,7 @@ def layer_norm_pairs(module: nn.Module, example: Tensor) -> list[tuple[Layer, st
     """Each (layer, name of the batch norm) where the norm is the only reader of the layer's output."""
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        module(example.to(next(module.parameters()).dtype))
+        module(example.to(next((p.dtype for p in module.parameters()), example.dtype)))
     layers = {id(layer.weight): layer for layer in module.modules() if isinstance(layer, Layer)}
     norms = {
         id(norm.running_mean): name
