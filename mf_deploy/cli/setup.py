@@ -24,3 +24,20 @@ def arm(force: bool) -> None:
     click.echo(f"The ARM lab is ready in {lab.folder}")
     for name, cpu in CPUS.items():
         click.echo(f"  --device {DEVICE_PREFIX + name:15} {cpu.stands_for}")
+
+
+@setup.command(name="web")
+@click.option("--force", is_flag=True, help="Fetch them again even if they are there.")
+def web(force: bool) -> None:
+    """The engines of the benchmark app for browsers: ONNX Runtime Web and LiteRT.js, for mf-bench serve.
+
+    Downloads about 45 MB with npm and keeps 80 MB in the cache folder ($MF_DEPLOY_CACHE, else
+    ~/.cache/mf-deploy). Versions and digests are pinned. Phones get the files from mf-bench serve.
+    """
+    from mf_deploy.benchmarks.server.engines import set_up
+
+    engines = set_up(force, progress=lambda step: click.echo(f"{step} ...", err=True))
+    size = sum(file.bytes for file in engines.record.files) / 1e6
+    click.echo(f"The engines for browsers are ready in {engines.folder} ({size:.0f} MB)")
+    for package in engines.record.packages:
+        click.echo(f"  {package.name} {package.version}, {package.licence}")

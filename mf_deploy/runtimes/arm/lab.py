@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from mf_deploy.artifact import Record, sha256_of
+from mf_deploy.cache import cache_folder
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
 from mf_deploy.runtimes.arm import CPUS
 
@@ -45,11 +46,8 @@ class LabRecord(Record):
     @property
     def folder(self) -> Path:
         """Where this lab is kept, below ``$MF_DEPLOY_CACHE`` or ``mf-deploy`` in the user's cache."""
-        own = os.environ.get("MF_DEPLOY_CACHE")
-        users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = Path(own) if own else Path(users, "mf-deploy")
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-        return cache.absolute() / f"arm-{digest[:12]}"
+        return cache_folder() / f"arm-{digest[:12]}"
 
 
 @dataclass(frozen=True)
