@@ -37,7 +37,7 @@ step "Quantize: int8 weights only" \
 step "Check all nine on the held-out images, against PyTorch on the same images" \
     mf-check "$run" --data "$digits/held-out" --max-drop 5
 step "Time them on this machine" \
-    mf-bench "$run"
+    mf-bench "$run" --quick
 
 printf '\n# All of it on one page\n$ mf-report %s\n' "$out"
 mf-report "$out"

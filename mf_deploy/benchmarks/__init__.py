@@ -21,7 +21,7 @@ def bench(
     Raises:
         MfDeployError: the engine is missing, refuses the model, or dies.
     """
-    protocol = protocol or Protocol()
+    protocol = protocol or Protocol.single_stream()
     device.check_threads(threads)
     reason = device.reason_not_to_run(artifact)
     outcome = reason if reason else device.measure(artifact, threads, protocol, progress)

@@ -1,4 +1,7 @@
-"""What a latency result holds, host or phone: raw samples, their statistics, and where they come from."""
+"""What a latency result holds, host, phone or browser: raw samples, their statistics, where they come from.
+
+``LatencyReport.model_json_schema()`` is the JSON Schema that everything which measures must fit.
+"""
 
 import math
 from datetime import UTC, datetime
@@ -13,6 +16,15 @@ from mf_deploy.benchmarks.protocol import MAX_SAMPLES, Protocol
 Kind = Literal["device", "host", "emulated", "estimated", "browser"]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Samples = Annotated[list[Milliseconds], Field(min_length=1, max_length=MAX_SAMPLES)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Label = Annotated[str, Field(max_length=200)]
+Note = Annotated[str, Field(max_length=2000)]
+Logits = Annotated[list[Finite], Field(min_length=1, max_length=100_000)]
+
+# Apple's ProcessInfo.ThermalState; Android's thermal status none and light are nominal, moderate is fair,
+# severe is serious, and what is above it critical.
+ThermalState = Literal["nominal", "fair", "serious", "critical", "unknown"]
 
 
 class LatencyStatistics(Record):
@@ -45,49 +57,101 @@ class LatencyStatistics(Record):
 
 
 class DeviceInfo(Record):
-    """The machine that ran the model."""
+    """The machine that ran the model; None where it does not tell."""
 
-    name: str = Field(description="how mf-bench addresses it, e.g. host")
-    cpu: str
+    name: Label = Field(description="how mf-bench addresses it, e.g. host, adb:R5CT, browser, android, ios")
+    cpu: Label = Field(description="the processor's name, or the nearest to it that the device tells")
     cores: int = Field(ge=1)
-    memory_bytes: int = Field(ge=0)
-    os: str
+    memory_bytes: int | None = Field(None, ge=0)
+    os: Label
+    model: Label | None = Field(None, description="of the device, e.g. Pixel 8")
+    soc: Label | None = Field(None, description="its system on chip, e.g. Tensor G3")
+    browser: Label | None = Field(None, description="name and version")
+
+    @property
+    def label(self) -> str:
+        """What people call it: the device's model and chip, or else its processor."""
+        named = [part for part in (self.model, self.soc, self.browser) if part]
+        return ", ".join(named) if self.model or self.browser else self.cpu
 
 
 class EngineInfo(Record):
     """The program that ran the model."""
 
-    name: str
-    version: str
+    name: Label
+    version: Label
 
 
 class Conditions(Record):
     """What else bears on a time; None where the device does not tell."""
 
-    load_average: float | None = Field(None, description="runnable processes over the last minute")
-    temperature_c: float | None = None
-    battery_percent: float | None = None
+    load_average: float | None = Field(None, ge=0, description="runnable processes over the last minute")
+    temperature_c: Finite | None = None
+    thermal_state: ThermalState | None = None
+    battery_percent: float | None = Field(None, ge=0, le=100)
     charging: bool | None = None
+
+
+class TimedConditions(Record):
+    """The conditions at one moment of the timed part."""
+
+    at_s: Seconds
+    conditions: Conditions
+
+
+class Placement(Record):
+    """One operator of the graph and the part of the device that ran it."""
+
+    operator: Label = Field(description="its kind, e.g. Conv2D")
+    name: Label = Field("", description="of its first output, where the engine tells")
+    unit: Label = Field(description="e.g. cpu, gpu, npu")
+    cost: float | None = Field(None, ge=0, le=1, description="its share of the estimated cost")
+
+
+class Correctness(Record):
+    """The device's logits of fixed inputs against those of the artifact's session on the host."""
+
+    reference: Label = Field(description="the host's engine and version")
+    inputs: int = Field(ge=1)
+    max_abs_error: float | None = Field(
+        ge=0, allow_inf_nan=False, description="largest |difference| of any logit; None if not comparable"
+    )
+    tolerance: float = Field(gt=0, allow_inf_nan=False, description="largest allowed max_abs_error")
+    passed: bool
 
 
 class Measurement(Record):
     """One run of the protocol in a process of its own.
 
     ``load_ms`` is the time to open the model, its file in the page cache and the engine's library
-    loaded. Memory is the process's resident set: before the model was opened, and its peak.
+    loaded. Memory is the process's resident set: before the model was opened, and its peak; None where
+    the device does not tell, as in browsers.
     """
 
     engine: EngineInfo
+    accelerator_requested: Label = Field("cpu", description="e.g. cpu, xnnpack, nnapi, webgpu, neural-engine")
+    accelerator_used: Label | None = Field("cpu", description="None where the engine does not tell")
     load_ms: Milliseconds
     first_inference_ms: Milliseconds
     warmup_ms: Samples
     samples_ms: Samples
+    sampled_at_s: list[Seconds] | None = Field(
+        None, max_length=MAX_SAMPLES, description="when each sample ended, since the timed part began"
+    )
+    kept_every: int = Field(1, ge=1, description="of so many inferences, one sample was kept")
+    conditions_over_time: list[TimedConditions] = Field(default_factory=list, max_length=10_000)
     statistics: LatencyStatistics
     images_per_s: float = Field(gt=0, allow_inf_nan=False, description="batch / mean time")
-    rss_before_load_bytes: int = Field(ge=0)
-    peak_rss_bytes: int = Field(ge=0)
+    rss_before_load_bytes: int | None = Field(None, ge=0)
+    peak_rss_bytes: int | None = Field(None, ge=0)
     before: Conditions
     after: Conditions
+    probe_logits: list[Logits] | None = Field(
+        None, max_length=16, description="of the probe's inputs (benchmarks/probe.py), as the device has them"
+    )
+    correctness: Correctness | None = Field(None, description="None on the host, which is the reference")
+    placement: list[Placement] | None = Field(None, max_length=100_000)
+    partial: Note | None = Field(None, description="why it ended early; what was measured is kept")
 
     @model_validator(mode="after")
     def _statistics_fit_samples(self) -> Self:
@@ -97,25 +161,37 @@ class Measurement(Record):
                 raise ValueError(f"statistics.{name} does not follow from samples_ms")
         return self
 
+    @model_validator(mode="after")
+    def _one_time_a_sample(self) -> Self:
+        times = self.sampled_at_s
+        if times is not None and (len(times) != len(self.samples_ms) or times != sorted(times)):
+            raise ValueError("sampled_at_s needs one time for each of samples_ms, in order")
+        return self
+
 
 class LatencyReport(Record):
-    """One artifact on one device with one number of threads: a measurement, or why there is none."""
+    """One artifact on one device with one number of threads: a measurement, or why there is none.
 
-    schema_version: Literal[1] = 1
-    artifact: str
-    model: str
+    Version 1 had no thermal state, accelerator, probe or time series; its files are still read.
+    """
+
+    schema_version: Literal[1, 2] = 2
+    artifact: Label
+    model: Label
     target: Target
     scheme: Scheme
-    model_sha256: str
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     model_bytes: int = Field(ge=0)
     batch: int = Field(ge=1)
     kind: Kind
     device: DeviceInfo
     threads: int = Field(ge=1)
+    cores: Label | None = Field(None, description="that the process was bound to, e.g. 4-7")
     protocol: Protocol
     measurement: Measurement | None = None
-    not_run: str | None = Field(None, description="why there is no measurement")
-    created: str = Field(description="UTC, ISO 8601")
+    not_run: Note | None = Field(None, description="why there is no measurement")
+    measured_by: Label = Field("mf-bench", description="the program that followed the protocol")
+    created: Label = Field(description="UTC, ISO 8601")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -143,7 +219,7 @@ class LatencyRatio(Record):
 class BenchReport(Record):
     """Everything that one mf-bench command measured."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     reports: list[LatencyReport]
     ratios: list[LatencyRatio]
 
@@ -155,6 +231,7 @@ def report_on(
     threads: int,
     protocol: Protocol,
     outcome: Measurement | str,
+    cores: str | None = None,
 ) -> LatencyReport:
     """The report of a measurement, or of the reason why there is none."""
     manifest = artifact.manifest
@@ -169,6 +246,7 @@ def report_on(
         kind=kind,
         device=device,
         threads=threads,
+        cores=cores,
         protocol=protocol,
         measurement=None if isinstance(outcome, str) else outcome,
         not_run=outcome if isinstance(outcome, str) else None,

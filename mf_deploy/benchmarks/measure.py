@@ -4,17 +4,47 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from mf_deploy.benchmarks.latency import TimedConditions
+from mf_deploy.benchmarks.machine import conditions
 from mf_deploy.benchmarks.protocol import MAX_SAMPLES, Protocol
 from mf_deploy.runtimes.session import Session
 
 RUNS_PER_BLOCK = 5
 MIN_BLOCKS = 10
 PROGRESS_INTERVAL_S = 0.2
+CONDITIONS_INTERVAL_S = 10.0
 
 Progress = Callable[[float], None]
+
+
+@dataclass
+class Timed:
+    """Inferences one after the other: how long each took, and when it ended.
+
+    At most ``most`` of them are kept, evenly: every ``kept_every``-th.
+    """
+
+    most: int = MAX_SAMPLES
+    samples_ms: list[float] = field(default_factory=list)
+    sampled_at_s: list[float] = field(default_factory=list)
+    conditions: list[TimedConditions] = field(default_factory=list)
+    kept_every: int = 1
+    count: int = 0
+
+    def add(self, milliseconds: float, at_s: float) -> None:
+        """Count one inference that ended ``at_s`` seconds after the first began."""
+        if self.count % self.kept_every == 0:
+            if len(self.samples_ms) == self.most:
+                del self.samples_ms[1::2], self.sampled_at_s[1::2]
+                self.kept_every *= 2
+            if self.count % self.kept_every == 0:
+                self.samples_ms.append(milliseconds)
+                self.sampled_at_s.append(round(at_s, 3))
+        self.count += 1
 
 
 def seeded_input(session: Session, seed: int) -> np.ndarray:
@@ -34,11 +64,12 @@ def time_once(session: Session, prepared: np.ndarray) -> float:
 
 def warm_up(session: Session, prepared: np.ndarray, protocol: Protocol) -> list[float]:
     """The times of the warm-up, milliseconds."""
-    return _timed(session, prepared, protocol.warmup_runs, protocol.warmup_seconds, lambda fraction: None)
+    runs, seconds = protocol.warmup_runs, protocol.warmup_seconds
+    return _timed(session, prepared, runs, seconds, lambda fraction: None).samples_ms
 
 
-def sample(session: Session, prepared: np.ndarray, protocol: Protocol, progress: Progress) -> list[float]:
-    """The times that count, milliseconds; ``progress`` hears the fraction done, five times a second."""
+def sample(session: Session, prepared: np.ndarray, protocol: Protocol, progress: Progress) -> Timed:
+    """The times that count; ``progress`` hears the fraction done, five times a second."""
     return _timed(session, prepared, protocol.min_runs, protocol.min_seconds, progress)
 
 
@@ -70,18 +101,21 @@ def sample_in_turns(
     return blocks
 
 
-def _timed(
-    session: Session, prepared: np.ndarray, runs: int, seconds: float, progress: Progress
-) -> list[float]:
-    times: list[float] = []
-    start = reported = time.monotonic()
+def _timed(session: Session, prepared: np.ndarray, runs: int, seconds: float, progress: Progress) -> Timed:
+    timed = Timed()
+    start = reported = read = time.monotonic()
     with _no_garbage_collection():
-        while not _done(len(times), runs, time.monotonic() - start, seconds, MAX_SAMPLES):
-            times.append(time_once(session, prepared))
-            if (now := time.monotonic()) - reported >= PROGRESS_INTERVAL_S:
-                progress(_fraction(len(times), runs, now - start, seconds))
+        while timed.count < runs or time.monotonic() - start < seconds:
+            milliseconds = time_once(session, prepared)
+            now = time.monotonic()
+            timed.add(milliseconds, now - start)
+            if now - reported >= PROGRESS_INTERVAL_S:
+                progress(_fraction(timed.count, runs, now - start, seconds))
                 reported = now
-    return times
+            if now - read >= CONDITIONS_INTERVAL_S:
+                timed.conditions.append(TimedConditions(at_s=round(now - start, 3), conditions=conditions()))
+                read = now
+    return timed
 
 
 def _done(count: int, wanted: int, elapsed_s: float, seconds: float, most: int) -> bool:

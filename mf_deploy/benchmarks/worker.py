@@ -5,7 +5,6 @@ output: any number of ``{"progress": fraction}``, then one ``measurement``, ``ra
 """
 
 import importlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -18,20 +17,14 @@ from typing import TextIO
 from pydantic import Field
 
 from mf_deploy.artifact import Artifact, Record
-from mf_deploy.benchmarks.latency import EngineInfo, LatencyRatio, LatencyStatistics, Measurement
+from mf_deploy.benchmarks.engines import ENGINES, engine_of
+from mf_deploy.benchmarks.latency import LatencyRatio, LatencyStatistics, Measurement
 from mf_deploy.benchmarks.machine import conditions, peak_rss_bytes, rss_bytes
 from mf_deploy.benchmarks.measure import Progress, sample, sample_in_turns, seeded_input, time_once, warm_up
 from mf_deploy.benchmarks.protocol import Protocol
 from mf_deploy.benchmarks.ratio import ratio_of_medians
-from mf_deploy.errors import MfDeployError, require
+from mf_deploy.errors import MfDeployError
 from mf_deploy.runtimes import open_session
-
-# Target -> (its engine's name, the module to load, the distribution that has it)
-ENGINES = {
-    "onnx": ("ONNX Runtime", "onnxruntime", "onnxruntime"),
-    "tflite": ("LiteRT", "ai_edge_litert.interpreter", "ai-edge-litert"),
-    "coreml": ("Core ML", "coremltools", "coremltools"),
-}
 
 
 class Request(Record):
@@ -42,17 +35,10 @@ class Request(Record):
     protocol: Protocol
 
 
-def load_engine(target: str) -> EngineInfo:
-    """Load the target's engine, so that opening a model does not pay for it."""
-    name, module, distribution = ENGINES[target]
-    require(module.partition(".")[0], target)
-    importlib.import_module(module)
-    return EngineInfo(name=name, version=importlib.metadata.version(distribution))
-
-
 def measure(artifact: Artifact, threads: int, protocol: Protocol, progress: Progress) -> Measurement:
     """Run the protocol on one artifact in this process."""
-    engine = load_engine(artifact.manifest.target)
+    engine = engine_of(artifact.manifest.target)
+    importlib.import_module(ENGINES[artifact.manifest.target].module)  # opening a model does not pay for it
     before, rss_before = conditions(), rss_bytes()
     start = time.perf_counter()
     session = open_session(artifact, threads=threads)
@@ -60,14 +46,17 @@ def measure(artifact: Artifact, threads: int, protocol: Protocol, progress: Prog
     prepared = seeded_input(session, protocol.seed)
     first_ms = time_once(session, prepared)
     warmup_ms = warm_up(session, prepared, protocol)
-    samples_ms = sample(session, prepared, protocol, progress)
-    statistics = LatencyStatistics.of(samples_ms)
+    timed = sample(session, prepared, protocol, progress)
+    statistics = LatencyStatistics.of(timed.samples_ms)
     return Measurement(
         engine=engine,
         load_ms=round(load_ms, 4),
         first_inference_ms=first_ms,
         warmup_ms=warmup_ms,
-        samples_ms=samples_ms,
+        samples_ms=timed.samples_ms,
+        sampled_at_s=timed.sampled_at_s,
+        kept_every=timed.kept_every,
+        conditions_over_time=timed.conditions,
         statistics=statistics,
         images_per_s=session.batch_size * 1e3 / statistics.mean_ms,
         rss_before_load_bytes=rss_before,

@@ -1,14 +1,19 @@
 """mf-bench: how long artifacts take on this machine, or how much work they are for an emulated phone."""
 
-import math
+import random
+import re
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mf_deploy.cli.bench_table import notes, print_table, ratio_lines
 from mf_deploy.cli.command import run_command
 from mf_deploy.errors import MfDeployError
 
@@ -16,13 +21,16 @@ if TYPE_CHECKING:
     from mf_deploy.artifact import Artifact, Record
     from mf_deploy.benchmarks import Device, LatencyReport, Protocol
     from mf_deploy.benchmarks.devices.arm import Arm
-    from mf_deploy.benchmarks.latency import LatencyRatio, Measurement
+    from mf_deploy.benchmarks.latency import LatencyRatio
     from mf_deploy.benchmarks.measure import Progress
 
 Result = TypeVar("Result")
 
-DEFAULT_RUNS = 200
-MEGABYTE = 1e6
+# Word after mf-bench -> where its command is; a model folder of that name is given as ./serve
+SUBCOMMANDS = {
+    "serve": ("mf_deploy.cli.bench_serve", "serve"),
+    "import": ("mf_deploy.cli.bench_import", "import_results"),
+}
 
 
 class Threads(click.ParamType):
@@ -43,10 +51,24 @@ class Threads(click.ParamType):
         return tuple(dict.fromkeys(int(part) for part in parts))
 
 
+class Duration(click.ParamType):
+    """Seconds, also as 90s, 30m or 1h."""
+
+    name = "DURATION"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"] if found else 0.0
+        if not 1 <= seconds <= 86_400:
+            what = f"Bad {param.opts[0] if param else 'duration'} {value}"
+            raise MfDeployError(what, "not a time of 1 s to 24 h", "Write e.g. 90s, 30m or 1h.")
+        return seconds
+
+
 EPILOG = """\b
 Examples:
   mf-bench runs/mobile_former_294m
-  mf-bench runs/mobile_former_294m/tflite-w8a8 --threads 1,2 --seconds 10
+  mf-bench runs/mobile_former_294m/tflite-w8a8 --threads 1,2 --quick
   mf-bench runs/mobile_former_294m/onnx-w8a8 --vs runs/mobile_former_294m/onnx-fp32
   mf-bench runs/mobile_former_294m --device arm:cortex-a76 --per-op
 """
@@ -55,10 +77,16 @@ Examples:
 @click.command("mf-bench", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--threads", type=Threads(), default="1", show_default=True, help="Thread counts to time with.")
+@click.option("--quick", is_flag=True, help="200 inferences in place of 1,024 and 60 s.")
+@click.option("--sustained", type=Duration(), help="Time for so long, e.g. 30m: throttling shows.")
+@click.option("--runs", "count", type=click.IntRange(1, 400_000), help="Time so many inferences.")
+@click.option("--seconds", type=click.FloatRange(0.1, 86_400), help="Time for so many seconds.")
 @click.option(
-    "--runs", "count", type=click.IntRange(1, 400_000), help=f"Timed inferences (default {DEFAULT_RUNS})."
+    "--cool-down", type=click.FloatRange(0, 3600), metavar="SECONDS", help="Rest before each model."
 )
-@click.option("--seconds", type=click.FloatRange(0.1, 86_400), help="Time for so long instead of --runs.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the models' order and the input."
+)
 @click.option(
     "--vs", metavar="RUN", type=click.Path(path_type=Path), help="Also time each artifact against this one."
 )
@@ -74,8 +102,12 @@ Examples:
 def bench(
     runs: tuple[Path, ...],
     threads: tuple[int, ...],
+    quick: bool,
+    sustained: float | None,
     count: int | None,
     seconds: float | None,
+    cool_down: float | None,
+    seed: int,
     vs: Path | None,
     json_file: str | None,
     device_name: str,
@@ -86,25 +118,30 @@ def bench(
     RUN is an artifact folder, or a model folder with artifacts in it. Every artifact is timed in a
     process of its own. Results are kept in the model folder's results/, where mf-report finds them.
 
+    After a warm-up, at least 1,024 inferences and 60 s are timed, as in MLPerf Mobile's single stream; the
+    headline is the 90th percentile.
+
     With --vs, each artifact and the one at RUN (for a model folder: the one of the same name) also take
     turns in one process; the ratio of their medians comes with its 95 % interval.
 
     With --device arm:..., nothing is timed: the engine's ARM build runs in emulation and its instructions
     are counted (mf-deploy setup arm prepares that).
+
+    Times from elsewhere: mf-bench serve RUN... opens a page for phones' browsers, mf-bench import FILE
+    takes the results that an app has written (see their --help).
     """
     from mf_deploy.artifact import find_artifacts
-    from mf_deploy.benchmarks import Protocol, open_device
+    from mf_deploy.benchmarks import open_device
     from mf_deploy.benchmarks.latency import BenchReport
 
     if device_name.startswith("arm:"):
-        return _count(runs, threads, count, seconds, vs, json_file, device_name, per_op)
+        return _count(runs, threads, count, quick or sustained or seconds, vs, json_file, device_name, per_op)
     if per_op:
         raise MfDeployError(
             "Cannot use --per-op here", "it counts instructions", "Add --device arm:cortex-a76."
         )
-    if count is not None and seconds is not None:
-        raise MfDeployError("Cannot use --runs with --seconds", "each says when to stop", "Pass one of them.")
-    protocol = Protocol(min_runs=count or (1 if seconds else DEFAULT_RUNS), min_seconds=seconds or 0.0)
+    length = {"--quick": quick, "--sustained": sustained, "--runs": count, "--seconds": seconds}
+    protocol = _protocol({name: value for name, value in length.items() if value}, cool_down, seed)
     device = open_device(device_name)
     for number in threads:
         device.check_threads(number)
@@ -113,20 +150,27 @@ def bench(
     _check_writable([artifact.folder.parent / "results" for artifact in artifacts], json_file)
 
     job = _Job(device, protocol)
-    for artifact in artifacts:
-        for number in threads:
-            report = job.time(artifact, number)
-            if report.measurement and artifact.folder in partners:
-                job.compare(artifact, partners[artifact.folder], number)
-    write_json(json_file, BenchReport(reports=job.reports, ratios=job.ratios))
+    turns = [(artifact, number) for artifact in artifacts for number in threads]
+    by_turn = {}
+    for turn in random.Random(seed).sample(range(len(turns)), len(turns)):
+        artifact, number = turns[turn]
+        by_turn[turn] = job.bench(artifact, number)
+        if by_turn[turn].measurement and artifact.folder in partners:
+            job.compare(artifact, partners[artifact.folder], number)
+    reports = [by_turn[turn] for turn in range(len(turns))]
+    write_json(json_file, BenchReport(reports=reports, ratios=job.ratios))
     to_stderr = json_file == "-"
-    _print_table(job.reports, to_stderr)
-    for line in [*_ratio_lines(job.ratios), *_notes(job.reports)]:
+    print_table(reports, to_stderr)
+    for line in [*ratio_lines(job.ratios), *notes(reports)]:
         click.echo(line, err=to_stderr)
     return max(job.exit_codes, default=0)
 
 
 def main() -> None:
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in SUBCOMMANDS:
+        module, function = SUBCOMMANDS[word]
+        run_command(getattr(import_module(module), function), sys.argv[2:])
     run_command(bench)
 
 
@@ -157,22 +201,42 @@ def _count(
     return count_all(artifacts, partners, device, count or DEFAULT_RUNS, per_op, json_file)
 
 
+def _protocol(length: "dict[str, Any]", cool_down: float | None, seed: int) -> "Protocol":
+    """The protocol of the one option that says when to stop, or MLPerf Mobile's."""
+    from mf_deploy.benchmarks import Protocol
+
+    if len(length) > 1:
+        first, second, *_ = length
+        raise MfDeployError(
+            f"Cannot use {first} with {second}", "each says when to stop", "Pass one of them."
+        )
+    rest: dict[str, float] = {"cool_down_seconds": cool_down or 0.0, "seed": seed}
+    option, value = next(iter(length.items()), (None, 0))
+    if option == "--quick":
+        return Protocol.quick(**rest)
+    if option == "--runs":
+        return Protocol.quick(min_runs=value, **rest)
+    if option:
+        return Protocol.sustained(value, **rest)
+    return Protocol.single_stream(**rest)
+
+
 @dataclass
 class _Job:
     """What one command measures; each result is kept as soon as it is there."""
 
     device: "Device"
     protocol: "Protocol"
-    reports: "list[LatencyReport]" = field(default_factory=list)
     ratios: "list[LatencyRatio]" = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
 
-    def time(self, artifact: "Artifact", threads: int) -> "LatencyReport":
+    def bench(self, artifact: "Artifact", threads: int) -> "LatencyReport":
         """Time one artifact alone; a failure becomes a report without a measurement, and an exit code."""
         from mf_deploy.benchmarks import bench
         from mf_deploy.benchmarks.latency import report_on
 
         device, protocol = self.device, self.protocol
+        time.sleep(protocol.cool_down_seconds)
         try:
             report = _with_progress(
                 f"{artifact.name}, threads {threads}",
@@ -182,7 +246,6 @@ class _Job:
             self.exit_codes.append(error.exit_code)
             report = report_on(artifact, device.kind, device.info, threads, protocol, str(error))
         _keep(artifact.folder.parent, f"bench-{artifact.name}-{device.slug}-t{threads}", report)
-        self.reports.append(report)
         return report
 
     def compare(self, artifact: "Artifact", partner: "Artifact", threads: int) -> None:
@@ -263,90 +326,6 @@ def write_json(json_file: str | None, report: "Record") -> None:
         click.echo(report.model_dump_json())
     elif json_file:
         write_whole(Path(json_file), report.model_dump_json().encode())
-
-
-def _print_table(reports: "list[LatencyReport]", to_stderr: bool) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.measure import Measurement as Width
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    several = len({report.model for report in reports}) > 1
-    table.add_column("artifact", no_wrap=True)
-    for header in (
-        "thr",
-        "load\nms",
-        "first\nms",
-        "p50\nms",
-        "p90\nms",
-        "p99\nms",
-        "mean ± std\nms",
-        "images\n/s",
-    ):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("memory peak\n(+ model) MB", justify="right", no_wrap=True)
-    table.add_column("size\nMB", justify="right", no_wrap=True)
-    for report in reports:
-        name = f"{report.model}/{report.artifact}" if several else report.artifact
-        cells = _measured_cells(report.measurement) if report.measurement else ["not run", *[""] * 7]
-        table.add_row(escape(name), str(report.threads), *cells, _figure(report.model_bytes / MEGABYTE))
-    out = Console(stderr=to_stderr)
-    needed = Width.get(out, out.options.update(max_width=1000), table).maximum
-    out.width = max(out.width, needed)
-    out.print(table, crop=False)
-
-
-def _measured_cells(measured: "Measurement") -> list[str]:
-    of = measured.statistics
-    times = [measured.load_ms, measured.first_inference_ms, of.p50_ms, of.p90_ms, of.p99_ms]
-    peak, before = measured.peak_rss_bytes / MEGABYTE, measured.rss_before_load_bytes / MEGABYTE
-    return [
-        *(_figure(value) for value in times),
-        f"{_figure(of.mean_ms)} ± {_figure(of.std_ms)}",
-        _figure(measured.images_per_s),
-        f"{peak:.0f} (+{peak - before:.0f})",
-    ]
-
-
-def _figure(value: float) -> str:
-    """Three significant digits, never in exponents."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
-
-
-def _ratio_lines(ratios: "list[LatencyRatio]") -> list[str]:
-    lines = []
-    for found in ratios:
-        verdict = "slower" if found.low > 1 else "faster" if found.high < 1 else "no difference seen"
-        lines.append(
-            f"{_short(found.artifact)} takes {found.ratio:.3f} × the time of {_short(found.against)}"
-            f" (95 % interval {found.low:.3f} to {found.high:.3f}, {len(found.blocks_ms)} pairs of blocks,"
-            f" threads {found.threads}): {verdict}"
-        )
-    return lines
-
-
-def _short(folder: str) -> str:
-    """The folder as seen from here, where it lies below."""
-    path = Path(folder)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _notes(reports: "list[LatencyReport]") -> list[str]:
-    """What could not be run, and where, how and with what the others were."""
-    reasons = dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run)
-    device, protocol = reports[0].device, reports[0].protocol
-    engines = {
-        f"{r.measurement.engine.name} {r.measurement.engine.version}" for r in reports if r.measurement
-    }
-    length = f"{protocol.min_seconds:g} s" if protocol.min_seconds else f"{protocol.min_runs} runs"
-    return [
-        *reasons,
-        f"On {device.cpu}, {device.cores} cores, {device.os}; {', '.join(sorted(engines)) or 'no engine'};"
-        f" {length} after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up.",
-        "Memory is the timing process's; + is what the model added. Times of this machine, not of a phone.",
-    ]
 
 
 if __name__ == "__main__":

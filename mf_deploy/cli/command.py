@@ -20,10 +20,14 @@ CLOSED_PIPE = 141
 PIPED_WIDTH = 140
 
 
-def run_command(command: click.Command) -> None:
-    """Run a click command; our errors become one line on stderr and an exit code, never a traceback."""
+def run_command(command: click.Command, arguments: list[str] | None = None) -> None:
+    """Run a click command; our errors become one line on stderr and an exit code, never a traceback.
+
+    ``arguments`` are those of the command line where none are given.
+    """
     try:
-        result = command.main(standalone_mode=False)
+        name = None if arguments is None else command.name
+        result = command.main(arguments, name, standalone_mode=False)
     except MfDeployError as error:
         _fail(str(error), error.exit_code)
     except click.exceptions.Exit as done:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mf_deploy.artifact import TensorInfo
-from mf_deploy.benchmarks.measure import RUNS_PER_BLOCK, sample, sample_in_turns, seeded_input, warm_up
+from mf_deploy.benchmarks.measure import RUNS_PER_BLOCK, Timed, sample, sample_in_turns, seeded_input, warm_up
 from mf_deploy.benchmarks.protocol import Protocol
 from mf_deploy.preprocessing import Preprocessing
 from mf_deploy.runtimes.session import Session
@@ -36,7 +36,8 @@ def ignore(fraction: float) -> None:
 def test_runs_are_counted_exactly() -> None:
     session = Convolutions(1)
     prepared = seeded_input(session, 0)
-    assert len(sample(session, prepared, Protocol(min_runs=37), ignore)) == 37
+    timed = sample(session, prepared, Protocol(min_runs=37), ignore)
+    assert len(timed.samples_ms) == len(timed.sampled_at_s) == 37
     assert session.count == 37
 
 
@@ -44,12 +45,24 @@ def test_seconds_are_a_lower_bound_and_progress_rises_to_the_end() -> None:
     session = Convolutions(1)
     heard: list[float] = []
     start = time.monotonic()
-    times = sample(session, seeded_input(session, 0), Protocol(min_runs=1, min_seconds=0.7), heard.append)
+    timed = sample(session, seeded_input(session, 0), Protocol(min_runs=1, min_seconds=0.7), heard.append)
     elapsed = time.monotonic() - start
     assert elapsed >= 0.7
-    assert 0 < sum(times) / 1e3 <= elapsed
+    assert 0 < sum(timed.samples_ms) / 1e3 <= elapsed
+    assert timed.sampled_at_s == sorted(timed.sampled_at_s)
+    assert 0.7 <= timed.sampled_at_s[-1] <= elapsed
     assert heard == sorted(heard)
     assert 0 < heard[-1] <= 1
+
+
+def test_of_too_many_samples_every_second_one_is_kept_again_and_again() -> None:
+    timed = Timed(most=8)
+    for index in range(40):
+        timed.add(float(index), index / 2)
+    assert timed.count == 40
+    assert timed.kept_every == 8
+    assert timed.samples_ms == [0.0, 8.0, 16.0, 24.0, 32.0]
+    assert timed.sampled_at_s == [0.0, 4.0, 8.0, 12.0, 16.0]
 
 
 def test_the_warm_up_lasts_both_its_runs_and_its_seconds() -> None:
