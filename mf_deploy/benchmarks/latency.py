@@ -139,6 +139,12 @@ class Measurement(Record):
         None, max_length=MAX_SAMPLES, description="when each sample ended, since the timed part began"
     )
     kept_every: int = Field(1, ge=1, description="of so many inferences, one sample was kept")
+    timer_resolution_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="smallest step of the clock, where it is coarse: in browsers",
+    )
     conditions_over_time: list[TimedConditions] = Field(default_factory=list, max_length=10_000)
     statistics: LatencyStatistics
     images_per_s: float = Field(gt=0, allow_inf_nan=False, description="batch / mean time")

@@ -47,7 +47,11 @@ _ORT_FILES = (
     "ort-wasm-simd-threaded.asyncify.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
-_LITERT_BUILDS = ("", "_compat", "_threaded", "_jspi")
+_LITERT_FILES = tuple(
+    f"litert_wasm{build}_internal.{ending}"
+    for build in ("", "_compat", "_threaded", "_jspi")
+    for ending in ("js", "wasm")
+)
 
 PACKAGES = (
     Package(
@@ -64,11 +68,9 @@ PACKAGES = (
         integrity="sha512-PlGmbMOq9WitX7FO0jhbdJw9GthatsyuCQXjTt/wJZo0FLaw48q4tz8IwqgqCIkviYGr9OFDL1kCnN4nzWoyJQ==",
         licence="Apache-2.0",
         owner="Google LLC",
-        files={"package/dist/index.js": f"{LITERT}/litert.mjs"}
-        | {
-            f"package/wasm/litert_wasm{build}_internal.{ending}": f"{LITERT}/litert_wasm{build}_internal.{ending}"
-            for build in _LITERT_BUILDS
-            for ending in ("js", "wasm")
+        files={
+            "package/dist/index.js": f"{LITERT}/litert.mjs",
+            **{f"package/wasm/{name}": f"{LITERT}/{name}" for name in _LITERT_FILES},
         },
     ),
     Package(
