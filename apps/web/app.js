@@ -3,7 +3,7 @@ import { describeDevice, findAccelerators, threadChoices } from "./device.js";
 import { drawHistogram } from "./histogram.js";
 import { ask, Outbox } from "./host.js";
 import { Meter } from "./measure.js";
-import { digits, percentile } from "./statistics.js";
+import { digits, percentile, scientific } from "./statistics.js";
 
 const MAX_DRAWN = 20_000; // samples in the live figures; the host gets them all
 const DRAW_MS = 400;
@@ -106,8 +106,8 @@ class Live {
     if (performance.now() - this.#drawn < DRAW_MS && fraction < 1) return;
     this.#drawn = performance.now();
     const sorted = Float64Array.from(this.#samples).sort();
-    $("#live-p50").textContent = `${digits(percentile(sorted, 50))} ms`;
-    $("#live-p90").textContent = `${digits(percentile(sorted, 90))} ms`;
+    $("#live-p50").textContent = digits(percentile(sorted, 50));
+    $("#live-p90").textContent = digits(percentile(sorted, 90));
     $("#live-runs").textContent = String(this.#samples.length);
     drawHistogram($("#live-histogram"), this.#samples);
   }
@@ -144,7 +144,7 @@ function figures({ samples_ms, first_inference_ms, load_ms }) {
   for (const [name, value] of Object.entries(shown)) {
     const cell = document.createElement("div");
     const [term, figure] = [document.createElement("dt"), document.createElement("dd")];
-    [term.textContent, figure.textContent] = [name, `${digits(value)} ms`];
+    [term.textContent, figure.textContent] = [`${name}, ms`, digits(value)];
     cell.append(term, figure);
     list.append(cell);
   }
@@ -154,8 +154,8 @@ function figures({ samples_ms, first_inference_ms, load_ms }) {
 function verdict({ correctness }) {
   if (!correctness) return { text: "Kept on the computer", tone: "" };
   const { max_abs_error, tolerance, passed } = correctness;
-  const error = max_abs_error === null ? "not comparable" : `max |Δlogit| ${max_abs_error.toExponential(1)}`;
-  const allowed = `${error}, allowed ${tolerance.toExponential(1)}`;
+  const error = max_abs_error === null ? "not comparable" : `max |Δlogit| ${scientific(max_abs_error)}`;
+  const allowed = `${error}, allowed ${scientific(tolerance)}`;
   return passed
     ? { text: `Right: ${allowed}`, tone: "good" }
     : { text: `Wrong answers: ${allowed}. This time is worth nothing.`, tone: "bad" };

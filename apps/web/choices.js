@@ -1,6 +1,7 @@
 import { shuffled } from "./statistics.js";
 
 const ENGINES = { ort: "ONNX Runtime Web", litert: "LiteRT.js" };
+const PROTOCOLS = { full: "Full", quick: "Quick", sustained: "Sustained" };
 const ACCELERATORS = { wasm: "WASM (CPU)", webgpu: "WebGPU", webnn: "WebNN" };
 
 /** What is measured with what, and for how long: the form, filled from what the computer offers. */
@@ -20,7 +21,7 @@ export class Choices {
     );
     fill("#threads", threads, (count) => chip("checkbox", "threads", count, String(count), { checked: count === 1 }));
     fill("#protocols", Object.keys(session.protocols), (name, at) =>
-      chip("radio", "protocol", name, name, { checked: at === 0 }),
+      chip("radio", "protocol", name, PROTOCOLS[name] ?? name, { checked: at === 0 }),
     );
     document.querySelector("#limits").textContent = self.crossOriginIsolated
       ? ""
@@ -70,7 +71,7 @@ export class Choices {
     const count = this.jobs().length;
     const start = document.querySelector("#start");
     start.disabled = count === 0;
-    start.textContent = count ? `Measure ${count} ${count === 1 ? "setting" : "settings"}` : "Choose a model";
+    start.textContent = count ? `Start ${count} ${count === 1 ? "measurement" : "measurements"}` : "Choose a model";
   }
 }
 

@@ -13,8 +13,13 @@ export function digits(value) {
   return value.toFixed(Math.min(decimals, 6));
 }
 
+/** Two digits and a power of ten, which no line breaks apart. */
+export function scientific(value) {
+  return value.toExponential(1).replace("-", "\u2011");
+}
+
 /** A generator of numbers in [0, 1): mulberry32. */
-export function seeded(seed) {
+function seeded(seed) {
   let state = seed >>> 0;
   return () => {
     state = (state + 0x6d2b79f5) >>> 0;

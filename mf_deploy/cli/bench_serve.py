@@ -8,8 +8,6 @@ import click
 from mf_deploy.errors import MfDeployError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mf_deploy.benchmarks.protocol import Protocol
     from mf_deploy.benchmarks.server.app import Received, Service
 
@@ -91,10 +89,10 @@ async def _serve(service: "Service", host: str, port: int, http: bool) -> None:
     from mf_deploy.benchmarks.server.certificate import certificate_for, lan_addresses
     from mf_deploy.benchmarks.server.listen import listening, url_of
 
-    stop, loop, results = asyncio.Event(), asyncio.get_running_loop(), list["Received"]()
+    stop, loop, rows = asyncio.Event(), asyncio.get_running_loop(), list[list[str]]()
 
     def arrived(result: "Received") -> None:
-        results.append(result)
+        rows.append(_row(result))
         loop.call_soon_threadsafe(click.echo, _line(result))
 
     service.received = arrived
@@ -108,10 +106,8 @@ async def _serve(service: "Service", host: str, port: int, http: bool) -> None:
         _invite(urls, certificate.fingerprint if certificate else None)
         await stop.wait()
         click.echo("Stopping ...", err=True)
-    if results:
-        from mf_deploy.cli.command import console
-
-        console().print(_table(results))
+    if rows:
+        _print_table(rows)
 
 
 def _invite(urls: list[str], fingerprint: str | None) -> None:
@@ -153,27 +149,35 @@ def _verdict(result: "Received") -> str:
     return f"{'right' if found.passed else 'WRONG'} to {found.max_abs_error:.1e} of {found.tolerance:.1e}"
 
 
-def _table(results: "list[Received]") -> "Table":
+def _row(result: "Received") -> list[str]:
+    """One result in the table at the end."""
+    report, measured = result.report, result.report.measurement
+    cells = [f"{report.model}/{report.artifact}", report.device.label]
+    if measured is None:
+        return [*cells, "", str(report.threads), "", "", "", "", f"not run: {report.not_run}"]
+    of = measured.statistics
+    times = (measured.load_ms, measured.first_inference_ms, of.p50_ms, of.p90_ms)
+    engine = f"{measured.engine.name}, {measured.accelerator_used}"
+    return [*cells, engine, str(report.threads), *(f"{time:.3g}" for time in times), _verdict(result)]
+
+
+def _print_table(rows: list[list[str]]) -> None:
     """All results of this server."""
     from rich import box
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
+    from mf_deploy.cli.command import console
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("artifact", "device", "engine"):
-        table.add_column(header)
+        table.add_column(header, no_wrap=True)
     for header in ("thr", "load\nms", "first\nms", "p50\nms", "p90\nms"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("answers")
-    for result in results:
-        report, measured = result.report, result.report.measurement
-        cells = [f"{report.model}/{report.artifact}", report.device.label]
-        if measured is None:
-            cells += ["", str(report.threads), "", "", "", "", f"not run: {report.not_run}"]
-        else:
-            of = measured.statistics
-            times = (measured.load_ms, measured.first_inference_ms, of.p50_ms, of.p90_ms)
-            engine = f"{measured.engine.name}, {measured.accelerator_used}"
-            cells += [engine, str(report.threads), *(f"{time:.3g}" for time in times), _verdict(result)]
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+    table.add_column("answers", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out = console()
+    out.width = max(out.width, Measurement.get(out, out.options.update(max_width=1000), table).maximum)
+    out.print(table, crop=False)

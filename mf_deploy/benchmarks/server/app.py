@@ -60,7 +60,7 @@ class Limits:
     post_bytes: int = 8 << 20
     post_seconds: float = 60.0
     requests_per_minute: int = 600
-    results: int = 5000
+    results: int = 1000
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Service:
     protocols: dict[str, Protocol]
     received: Callable[[Received], None] = lambda result: None
     limits: Limits = field(default_factory=Limits)
-    _saved: dict[str, LatencyReport] = field(default_factory=dict)
+    _saved: dict[str, dict[str, object]] = field(default_factory=dict)
     _saving: threading.Lock = field(default_factory=threading.Lock)
     _asked: dict[str, deque[float]] = field(default_factory=dict)
 
@@ -185,16 +185,16 @@ class Service:
             return _refusal(422, str(error))
         with self._saving:
             if post.id in self._saved:
-                return _answer(self._saved[post.id], 200)
+                return web.json_response(self._saved[post.id], status=200)
             if len(self._saved) >= self.limits.results:
                 raise web.HTTPTooManyRequests(reason="This server keeps no more results. Start it again.")
             run, name = offer.artifact.folder.parent, post.result_name(offer)
             before = list(result_path(run, name).parent.glob(f"*-{post.id}.json"))
             path = before[0] if before else save_result(run, name, report)
-            self._saved[post.id] = report
+            self._saved[post.id] = answer = _answer(report)
             if not before:
                 self.received(Received(report, path))
-        return _answer(report, 200 if before else 201)
+        return web.json_response(answer, status=200 if before else 201)
 
 
 def _file(path: Path, caching: str) -> Handler:
@@ -220,11 +220,10 @@ def _refusal(status: int, why: str, close: bool = False) -> web.Response:
     return response
 
 
-def _answer(report: LatencyReport, status: int) -> web.Response:
+def _answer(report: LatencyReport) -> dict[str, object]:
     """What the phone shows of its result: the host's statistics and verdict."""
     measured = report.measurement
-    shown = measured.model_dump(include={"statistics", "correctness"}) if measured else {}
-    return web.json_response({"artifact": report.artifact, **shown}, status=status)
+    return measured.model_dump(include={"statistics", "correctness"}) if measured else {}
 
 
 def _first(error: ValidationError) -> str:

@@ -14,9 +14,6 @@ from mf_deploy.benchmarks.latency import (
     LatencyStatistics,
     Logits,
     Measurement,
-    Milliseconds,
-    Samples,
-    Seconds,
     report_on,
 )
 from mf_deploy.benchmarks.protocol import MAX_SAMPLES, Protocol
@@ -33,6 +30,12 @@ def _printable(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+# Bounds that keep every statistic finite; no inference of a benchmark takes a day.
+Time = Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)]
+Times = Annotated[list[Time], Field(min_length=1, max_length=MAX_SAMPLES)]
+# Bounds that keep every statistic finite; no inference of a benchmark takes a day.
+Time = Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)]
+Times = Annotated[list[Time], Field(min_length=1, max_length=MAX_SAMPLES)]
 Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 LongText = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
 
@@ -64,11 +67,11 @@ class PostedMeasurement(Record):
     """A measurement without what the host works out itself: statistics and correctness."""
 
     accelerator_used: Text | None
-    load_ms: Milliseconds
-    first_inference_ms: Milliseconds
-    warmup_ms: Samples
-    samples_ms: Samples
-    sampled_at_s: list[Seconds] | None = Field(None, max_length=MAX_SAMPLES)
+    load_ms: Time
+    first_inference_ms: Time
+    warmup_ms: Times
+    samples_ms: Times
+    sampled_at_s: Times | None = None
     kept_every: int = Field(1, ge=1, le=1 << 30)
     timer_resolution_ms: float | None = Field(None, gt=0, le=1000, allow_inf_nan=False)
     before: Conditions
