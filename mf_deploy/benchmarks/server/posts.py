@@ -33,9 +33,6 @@ def _printable(text: str) -> str:
 # Bounds that keep every statistic finite; no inference of a benchmark takes a day.
 Time = Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)]
 Times = Annotated[list[Time], Field(min_length=1, max_length=MAX_SAMPLES)]
-# Bounds that keep every statistic finite; no inference of a benchmark takes a day.
-Time = Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)]
-Times = Annotated[list[Time], Field(min_length=1, max_length=MAX_SAMPLES)]
 Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 LongText = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_printable)]
 
