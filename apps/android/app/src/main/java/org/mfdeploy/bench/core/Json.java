@@ -251,13 +251,16 @@ public final class Json {
         return list;
     }
 
-    /** JSON knows no NaN and no infinity: they become null, which no reader takes for a number. */
+    /**
+     * A float is written as the double that equals it: its own shortest digits would be another number.
+     * JSON knows no NaN and no infinity: they become null, which no reader takes for a number.
+     */
     private static void writeNumber(Number number, StringBuilder out) {
         double value = number.doubleValue();
         if (Double.isNaN(value) || Double.isInfinite(value)) {
             out.append("null");
         } else {
-            out.append(number);
+            out.append(number instanceof Float ? (Number) value : number);
         }
     }
 

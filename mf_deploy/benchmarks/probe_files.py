@@ -1,0 +1,33 @@
+"""The probe as files beside a model, for apps that run where the host's session is not at hand."""
+
+import json
+from pathlib import Path
+
+from mf_deploy.artifact import Artifact, write_whole
+from mf_deploy.benchmarks.probe import Probe
+
+PROBE_FOLDER = "probe"
+INPUTS, EXPECTED = "inputs.bin", "expected.json"
+
+
+def write_probe(artifact: Artifact, folder: Path) -> Path:
+    """Write the probe of ``artifact`` to ``folder``/probe and return that folder.
+
+    ``inputs.bin`` holds the inputs one after another, each a whole batch in the model's own dtype and
+    layout, little-endian. ``expected.json`` holds the host's logits of every sample, the largest allowed
+    difference, and what ran them.
+
+    Raises:
+        MfDeployError: the host cannot run the artifact.
+    """
+    probe = Probe.of(artifact)
+    expected = {
+        "reference": probe.reference,
+        "tolerance": probe.tolerance,
+        "inputs": len(probe.inputs),
+        "logits": probe.expected.astype(float).tolist(),
+    }
+    target = folder / PROBE_FOLDER
+    write_whole(target / INPUTS, probe.inputs.astype(probe.inputs.dtype.newbyteorder("<")).tobytes())
+    write_whole(target / EXPECTED, json.dumps(expected).encode())
+    return target
