@@ -41,3 +41,18 @@ def web(force: bool) -> None:
     click.echo(f"The engines for browsers are ready in {engines.folder} ({size:.0f} MB)")
     for package in engines.record.packages:
         click.echo(f"  {package.name} {package.version}, {package.licence}")
+
+
+@setup.command(name="adb")
+@click.option("--force", is_flag=True, help="Make it again even if it is there.")
+def adb(force: bool) -> None:
+    """The runner for Android phones: the engines' ARM64 builds and a small program, for --device adb.
+
+    Downloads about 40 MB into the cache folder ($MF_DEPLOY_CACHE, else ~/.cache/mf-deploy), compiles the
+    program, and installs nothing on this system. Needs Debian or Ubuntu with gcc-aarch64-linux-gnu.
+    """
+    from mf_deploy.benchmarks.native.runner import set_up
+
+    runner = set_up(force, progress=lambda step: click.echo(f"{step} ...", err=True))
+    size = sum(file.bytes for file in runner.files) / 1e6
+    click.echo(f"The runner for phones is ready in {runner.folder} ({size:.0f} MB)")

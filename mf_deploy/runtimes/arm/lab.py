@@ -113,12 +113,12 @@ def _qemu_version() -> str:
     return said.splitlines()[0].removeprefix("qemu-aarch64 version ") if said else "unknown"
 
 
-def require_program(program: str, package: str) -> None:
+def require_program(program: str, package: str, why: str = "ARM emulation needs it") -> None:
     """Raise an error with the install command unless ``program`` is there."""
     if shutil.which(program) is None:
         raise MfDeployError(
             f"{program} is not installed",
-            "ARM emulation needs it",
+            why,
             f"Run: apt-get install {package}",
             MISSING_TOOL,
         )

@@ -1,12 +1,9 @@
 """Sets the ARM lab up: the ARM system, the engines' wheels, the counting plugin."""
 
 import fcntl
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +20,8 @@ from mf_deploy.runtimes.arm.lab import (
     open_lab,
     require_program,
 )
-from mf_deploy.runtimes.arm.sysroot import make_sysroot, require_debian, run
+from mf_deploy.runtimes.arm.sysroot import make_sysroot, require_debian, run, unpack_wheels
 
-PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 IMPORTS = {"numpy": "numpy", "onnxruntime": "onnxruntime", "ai-edge-litert": "ai_edge_litert.interpreter"}
 
 Progress = Callable[[str], None]
@@ -44,11 +40,8 @@ def set_up(force: bool = False, progress: Progress = lambda step: None) -> Lab:
     require_debian()
     require_program(QEMU, "qemu-user gcc libc6-dev")
     require_program("gcc", "gcc libc6-dev")
-    if importlib.util.find_spec("pip") is None:
-        what, why = "pip is not installed", "it fetches the engines' ARM wheels"
-        raise MfDeployError(what, why, f"Run: {sys.executable} -m ensurepip", MISSING_TOOL)
     record = LabRecord.of_this_machine()
-    with _alone(record.folder):
+    with alone(record.folder):
         if not force:
             try:
                 return open_lab()
@@ -60,8 +53,8 @@ def set_up(force: bool = False, progress: Progress = lambda step: None) -> Lab:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process sets up the lab in ``folder``."""
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes ``folder``."""
     check_writable(folder, force=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -75,7 +68,7 @@ def _fill(lab: Lab, record: LabRecord, progress: Progress) -> None:
     make_sysroot(lab.folder / "root", work)
     shutil.rmtree(work)
     progress(f"ARM engines: {', '.join(f'{name} {version}' for name, version in record.wheels.items())}")
-    _install_wheels(lab, record.wheels)
+    unpack_wheels(record.wheels, lab.python.name.removeprefix("python"), lab.site)
     progress("Instruction counter: compiling")
     _compile_plugin(lab, record.qemu)
     for name, cpu in CPUS.items():
@@ -84,20 +77,6 @@ def _fill(lab: Lab, record: LabRecord, progress: Progress) -> None:
         progress(f"First start on {name}")
         _try_imports(lab, name, list(record.wheels))
     (lab.folder / RECORD_NAME).write_text(record.model_dump_json(indent=2))
-
-
-def _install_wheels(lab: Lab, wheels: dict[str, str]) -> None:
-    """Unpack the ARM builds of ``wheels``, for the Python of the ARM system."""
-    downloads = lab.folder / "wheels"
-    minor = lab.python.name.removeprefix("python3.")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
-    command += ["--implementation", "cp", "--python-version", f"3.{minor}", "--dest", str(downloads)]
-    run([*command, *(f"{name}=={version}" for name, version in wheels.items())])
-    for wheel in downloads.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(lab.site)
-    shutil.rmtree(downloads)
 
 
 def _compile_plugin(lab: Lab, qemu_version: str) -> None:

@@ -1,13 +1,21 @@
-"""An ARM64 system from the distribution's own packages, without a change to the host's package system."""
+"""ARM64 builds on disk: a system from the distribution's own packages, and engines from their wheels.
 
+The host's package system is not changed.
+"""
+
+import importlib.util
 import os
+import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
 
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 UBUNTU_PORTS = "http://ports.ubuntu.com/ubuntu-ports"
 UBUNTU_KEYS = "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
 
@@ -22,8 +30,8 @@ Dir::Cache "{work}/cache";
 """
 
 
-def make_sysroot(root: Path, work: Path) -> None:
-    """Fill ``root`` with an ARM64 Python and what it needs; ``work`` is an empty folder for apt.
+def make_sysroot(root: Path, work: Path, packages: Sequence[str] = PACKAGES) -> None:
+    """Fill ``root`` with ARM64 packages and what they need; ``work`` is an empty folder for apt.
 
     The host's package sources and keys are used with a private apt state, so nothing is installed.
 
@@ -34,10 +42,30 @@ def make_sysroot(root: Path, work: Path) -> None:
     conf = _private_apt(work, distribution)
     environment = {**os.environ, "APT_CONFIG": str(conf), "LC_ALL": "C"}
     run(["apt-get", "-q", "update"], environment)
-    run(["apt-get", "-q", "-y", "--download-only", "install", *PACKAGES], environment)
+    run(["apt-get", "-q", "-y", "--download-only", "install", *packages], environment)
     root.mkdir()
     for package in sorted((work / "cache/archives").glob("*.deb")):
         run(["dpkg-deb", "-x", str(package), str(root)], environment)
+
+
+def unpack_wheels(wheels: dict[str, str], python: str, site: Path) -> None:
+    """Unpack the ARM64 builds of ``wheels`` (name -> version), for a ``python`` like 3.11, into ``site``.
+
+    Raises:
+        MfDeployError: pip is missing, or could not fetch them.
+    """
+    if importlib.util.find_spec("pip") is None:
+        what, why = "pip is not installed", "it fetches the engines' ARM wheels"
+        raise MfDeployError(what, why, f"Run: {sys.executable} -m ensurepip", MISSING_TOOL)
+    downloads = site.with_name(f"{site.name}-wheels")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    command += ["--implementation", "cp", "--python-version", python, "--dest", str(downloads)]
+    run([*command, *(f"{name}=={version}" for name, version in wheels.items())])
+    for wheel in downloads.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    shutil.rmtree(downloads)
 
 
 def require_debian() -> dict[str, str]:
@@ -53,9 +81,9 @@ def require_debian() -> dict[str, str]:
     if not family & {"debian", "ubuntu"}:
         name = fields.get("PRETTY_NAME", "this system")
         raise MfDeployError(
-            "Cannot set up the ARM lab here",
+            "Cannot set up the ARM builds here",
             f"{name} is not Debian or Ubuntu",
-            "Use the ARM lab on Debian or Ubuntu, e.g. in a container of debian:12.",
+            "Use Debian or Ubuntu, e.g. in a container of debian:12.",
             MISSING_TOOL,
         )
     return fields
@@ -94,4 +122,4 @@ def run(
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
         why = f"{' '.join(command[:4])} …: {said[-1]}"
-        raise MfDeployError("Cannot set up the ARM lab", why, fix, MISSING_TOOL)
+        raise MfDeployError("Cannot set up the ARM builds", why, fix, MISSING_TOOL)
