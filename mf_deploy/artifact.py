@@ -54,6 +54,8 @@ class TensorInfo(Record):
     layout: Literal["NCHW", "NHWC", "NC"]
     dtype: Literal["float32", "float16", "uint8", "int8"]
     range: tuple[float, float] | None = Field(None, description="smallest and largest legal value")
+    scale: float | None = Field(None, gt=0, description="of an integer: real = scale · (code - zero_point)")
+    zero_point: int | None = None
 
 
 class ModelSource(Record):
@@ -122,6 +124,7 @@ class Manifest(Record):
     labels: list[str] | None
     reference_sha256: str | None = Field(None, description="of the model.safetensors that it was made from")
     quantization: Quantization
+    plan: dict[str, str] | None = Field(None, description="module path to precision, as it was asked for")
     calibration: Calibration | None = None
     rewrites: list[str]
     parity: Parity
@@ -216,6 +219,17 @@ def find_artifacts(run: Path) -> list[Artifact]:
         fix = "Make one with: mf-export MODEL --target all --checkpoint F"
         raise MfDeployError(f"No artifact at {run}", why, fix)
     return [Artifact.open(folder) for folder in folders]
+
+
+def artifact_folders(folder: Path) -> list[Path]:
+    """``folder`` if it is an artifact's, else the artifact folders one or two levels below, sorted."""
+    if (folder / MANIFEST_NAME).is_file():
+        return [folder]
+    manifests = [*folder.glob(f"*/{MANIFEST_NAME}"), *folder.glob(f"*/*/{MANIFEST_NAME}")]
+    visible = (
+        path for path in manifests if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(path.parent for path in visible)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """mf-quantize: a folder of calibration images turns a run's model into smaller, faster artifacts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -48,7 +48,7 @@ Examples:
 def command(
     run: Path,
     calibration: Path,
-    scheme: str,
+    scheme: Any,
     target: str | None,
     samples: int,
     seed: int,
@@ -62,10 +62,10 @@ def command(
     w8a8: weights and activations in int8. w8: weights only. Writes RUN/TARGET-SCHEME/.
     """
     from mf_deploy.artifact import check_writable, find_artifacts
-    from mf_deploy.calibration.policy import QuantPolicy
     from mf_deploy.data import open_images
     from mf_deploy.export import ExportOptions, artifact_name, get_exporter, quantize
     from mf_deploy.export.lower import lower
+    from mf_deploy.quantization import QuantPolicy
 
     folder, model, record = open_run(run)
     targets = targets_of(target) if target else sorted({a.manifest.target for a in find_artifacts(run)})

@@ -1,7 +1,7 @@
 """Write artifacts: float exports and quantized ones, each proven before it is handed over."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +22,16 @@ from mf_deploy.artifact import (
     list_files,
     whole_folder,
 )
-from mf_deploy.calibration.policy import QuantPolicy
 from mf_deploy.errors import GATE_FAILED, MfDeployError, nearest, require
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.parity import gate_parity, measure_parity, seeded_pictures
-from mf_deploy.export.target import ExportOptions, TargetExporter, WrittenModel
+from mf_deploy.export.target import ExportOptions, Quantizer, TargetExporter, WrittenModel
+from mf_deploy.quantization import QuantPlan, QuantPolicy
 
 if TYPE_CHECKING:
     from mf_deploy.data import LabelledImages
 
-__all__ = ["ExportOptions", "Probe", "export", "get_exporter", "quantize"]
+__all__ = ["ExportOptions", "Probe", "Quantizer", "describe", "export", "get_exporter", "quantize"]
 
 PARITY_SAMPLES = 4
 
@@ -105,7 +105,7 @@ def export(
         )
     with whole_folder(out, force) as folder:
         written = exporter.write(graph, scheme, options, folder)
-        _finish(folder, out, exporter, graph, scheme, written, probe, None)
+        _finish(Artifact(folder, describe(folder, exporter, graph, scheme, written)), out.name, probe)
     return Artifact.open(out)
 
 
@@ -118,13 +118,24 @@ def quantize(
     probe: Probe,
     options: ExportOptions = ExportOptions(),  # noqa: B008 (frozen)
     force: bool = False,
+    choose: Callable[[Quantizer], QuantPlan] | None = None,
 ) -> Artifact:
     """Write ``graph`` quantized by ``policy`` as the artifact folder ``out``.
 
+    Args:
+        choose: finds the plan, for a policy that leaves it open.
+
     Raises:
-        MfDeployError: as ``export``; also when nothing was quantized, or no calibration image is usable.
+        MfDeployError: as ``export``; also for a plan that names unknown modules, when nothing was quantized,
+            or when no calibration image is usable.
     """
     exporter = get_exporter(target)
+    if policy.scheme not in exporter.quantized_schemes:
+        raise MfDeployError(
+            f"Cannot quantize to {policy.scheme} for {target}",
+            "its engine has no such arithmetic",
+            f"Choose one of: {', '.join(exporter.quantized_schemes)}.",
+        )
     digests: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -142,16 +153,25 @@ def quantize(
             )
 
     with whole_folder(out, force) as folder:
-        written = exporter.quantize(graph, policy.scheme, options, batches, folder)
-        record = _calibration(calibration, digests) if digests else None
-        manifest = _finish(folder, out, exporter, graph, policy.scheme, written, probe, record)
-        if policy.scheme != "fp16" and not manifest.quantization.parameters.get("int8"):
+        plan = None
+        if policy.scheme == "fp16":
+            written = exporter.write(graph, policy.scheme, options, folder)
+        else:
+            quantizer = exporter.quantizer(graph, policy, options, batches)
+            plan = choose(quantizer) if choose else policy.plan_for(graph.record.source.name)
+            plan.check(quantizer.modules)
+            written = quantizer.write(plan, folder)
+        manifest = describe(folder, exporter, graph, policy.scheme, written)
+        manifest.plan = dict(plan.modules) if plan else None
+        manifest.calibration = _calibration(calibration, digests) if digests else None
+        if plan and not manifest.quantization.parameters.get("int8"):
             raise MfDeployError(
                 f"Nothing was quantized for {target}",
                 "no weight is int8",
-                "Choose another scheme.",
+                "Choose another scheme, or a plan that leaves less in fp32.",
                 GATE_FAILED,
             )
+        _finish(Artifact(folder, manifest), out.name, probe)
     return Artifact.open(out)
 
 
@@ -166,18 +186,11 @@ def _calibration(images: "LabelledImages", digests: list[str]) -> Calibration:
     )
 
 
-def _finish(
-    folder: Path,
-    out: Path,
-    exporter: TargetExporter,
-    graph: DeployGraph,
-    scheme: str,
-    written: WrittenModel,
-    probe: Probe,
-    calibration: Calibration | None,
+def describe(
+    folder: Path, exporter: TargetExporter, graph: DeployGraph, scheme: str, written: WrittenModel
 ) -> Manifest:
-    """Count, prove and describe the model file in ``folder``; raises when it is not the reference."""
-    manifest = Manifest(
+    """The manifest of the model file in ``folder``, counted from the file; nothing is proven yet."""
+    return Manifest(
         target=exporter.name,
         scheme=scheme,
         graph=graph.kind,
@@ -189,7 +202,6 @@ def _finish(
         labels=graph.record.labels,
         reference_sha256=graph.record.weights_sha256 or None,
         quantization=exporter.count(folder / written.model_file),
-        calibration=calibration,
         rewrites=list(graph.rewrites),
         parity=Parity(
             inputs="", samples=0, max_abs_error=0, logits_range=0, agreement=0, sqnr_db=0, tolerance=None
@@ -203,7 +215,11 @@ def _finish(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=list_files(folder),
     )
-    manifest.parity = measure_parity(Artifact(folder, manifest), probe.model, probe.pictures, probe.inputs)
-    gate_parity(out.name, manifest.parity)
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2))
-    return manifest
+
+
+def _finish(artifact: Artifact, name: str, probe: Probe) -> None:
+    """Prove the model file against the reference, and only then write its manifest."""
+    manifest = artifact.manifest
+    manifest.parity = measure_parity(artifact, probe.model, probe.pictures, probe.inputs)
+    gate_parity(name, manifest.parity)
+    (artifact.folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2))

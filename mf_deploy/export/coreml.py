@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,24 @@ from mf_deploy.artifact import Quantization, TensorInfo
 from mf_deploy.errors import MfDeployError, nearest, require
 from mf_deploy.export.coreml_package import PROBABILITIES_NAME, describe, make_classifier, write_package
 from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.target import (
     INPUT_NAME,
     OUTPUT_NAME,
     CalibrationBatches,
     ExportOptions,
+    Quantizer,
     TargetExporter,
     WrittenModel,
 )
 from mf_deploy.mil import count_package, quiet_coremltools, read_program
 from mf_deploy.preprocessing import Preprocessing
+from mf_deploy.quantization import QuantPlan, QuantPolicy
 
 if TYPE_CHECKING:
     import coremltools as ct
+
+    from mf_deploy.export.coreml_quantize import Ranges
 
 PACKAGE = "model.mlpackage"
 OLDEST_TARGET = "iOS16"
@@ -47,34 +53,26 @@ class CoremlExporter(TargetExporter):
     def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
         target = deployment_target(options.deployment_target, OLDEST_TARGET)
         model = convert(graph, scheme, options, target)
-        return self._written(model, graph, scheme, options, target, folder)
+        return self.written(model, graph, scheme, options, target, folder)
 
-    def quantize(
-        self,
-        graph: DeployGraph,
-        scheme: str,
-        options: ExportOptions,
-        batches: CalibrationBatches,
-        folder: Path,
-    ) -> WrittenModel:
-        if scheme == "fp16":
-            return self.write(graph, scheme, options, folder)
-        from mf_deploy.export.coreml_quantize import measure_ranges, quantize_model
+    def quantizer(
+        self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
+    ) -> Quantizer:
+        from mf_deploy.export.coreml_quantize import measure_ranges
 
-        target = deployment_target(
-            options.deployment_target, W8A8_TARGET if scheme == "w8a8" else OLDEST_TARGET
-        )
+        oldest = W8A8_TARGET if policy.needs_ranges else OLDEST_TARGET
+        target = deployment_target(options.deployment_target, oldest)
         model = convert(graph, "fp16", options, target)
         ranges = None
-        if scheme == "w8a8":
+        if policy.needs_ranges:
             program = read_program(model, graph.record.source.name)
             ranges = measure_ranges(program, batches, options, graph.record.preprocessing)
-        return self._written(quantize_model(model, ranges), graph, scheme, options, target, folder)
+        return CoremlQuantizer(self, graph, policy.scheme, options, target, model, ranges)
 
     def count(self, model_path: Path) -> Quantization:
         return count_package(model_path)
 
-    def _written(
+    def written(
         self,
         model: "ct.models.MLModel",
         graph: DeployGraph,
@@ -90,6 +88,29 @@ class CoremlExporter(TargetExporter):
         write_package(spec, Path(model.weights_dir) / "weight.bin", folder / PACKAGE)
         tools = {"coremltools": version("coremltools"), "deployment_target": target}
         return WrittenModel(PACKAGE, input_info(graph, options), [output_info(graph)], tools)
+
+
+@dataclass(frozen=True)
+class CoremlQuantizer(Quantizer):
+    """coremltools' passes, with the ranges that the MIL interpreter measured."""
+
+    exporter: CoremlExporter
+    graph: DeployGraph
+    scheme: str
+    options: ExportOptions
+    target: str
+    model: "ct.models.MLModel"
+    ranges: "Ranges | None"
+
+    @property
+    def modules(self) -> list[str]:
+        return weighted_modules(self.graph.module)
+
+    def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
+        from mf_deploy.export.coreml_quantize import quantize_model
+
+        quantized = quantize_model(self.model, self.ranges)
+        return self.exporter.written(quantized, self.graph, self.scheme, self.options, self.target, folder)
 
 
 class Interface(nn.Module):

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.lower.pad_columns import unpad
 from mf_deploy.export.lower.scale_depthwise import unscale
+from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.onnx_file import count_precision, quantize_weights
 from mf_deploy.export.picture import HalfPrecision, PictureInput
 from mf_deploy.export.quiet import quiet
@@ -22,9 +24,11 @@ from mf_deploy.export.target import (
     OUTPUT_NAME,
     CalibrationBatches,
     ExportOptions,
+    Quantizer,
     TargetExporter,
     WrittenModel,
 )
+from mf_deploy.quantization import QuantPlan, QuantPolicy
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -49,65 +53,19 @@ class OnnxExporter(TargetExporter):
         model.producer_name, model.doc_string = "mf-deploy", graph.record.source.name
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, str(folder / MODEL_FILE))
-        return self._written(graph, options)
+        return self.written(graph, options)
 
-    def quantize(
-        self,
-        graph: DeployGraph,
-        scheme: str,
-        options: ExportOptions,
-        batches: CalibrationBatches,
-        folder: Path,
-    ) -> WrittenModel:
-        import onnx
-
-        if scheme == "fp16":
-            return self.write(graph, scheme, options, folder)
-        if scheme == "w8":
-            model = self._simplified(graph, scheme, options)
-            onnx.save(quantize_weights(model), str(folder / MODEL_FILE))
-        else:
-            self._quantize_static(graph, scheme, options, batches, folder)
-        onnx.checker.check_model(str(folder / MODEL_FILE))
-        return self._written(graph, options)
+    def quantizer(
+        self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
+    ) -> Quantizer:
+        model = self._simplified(graph, policy.scheme, options)
+        ranges = activation_ranges(model, graph, options, batches) if policy.needs_ranges else None
+        return OnnxQuantizer(self, graph, options, model, ranges)
 
     def count(self, model_path: Path) -> Quantization:
         import onnx
 
         return count_precision(onnx.load(str(model_path)))
-
-    def _quantize_static(
-        self,
-        graph: DeployGraph,
-        scheme: str,
-        options: ExportOptions,
-        batches: CalibrationBatches,
-        folder: Path,
-    ) -> None:
-        """QDQ by onnxruntime: U8 activations and S8 per-channel weights, which x86 and ARM both run."""
-        import onnx
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        with tempfile.TemporaryDirectory(dir=folder) as scratch, quiet():
-            base, prepared = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
-            onnx.save(self._simplified(graph, scheme, options), str(base))
-            quant_pre_process(str(base), str(prepared), skip_symbolic_shape=True)
-            quantizer = QDQQuantizer(
-                onnx.load(str(prepared)),
-                per_channel=True,
-                reduce_range=False,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QUInt8,
-                tensors_range=activation_ranges(prepared, graph, options, batches),
-                nodes_to_quantize=[],
-                nodes_to_exclude=[],
-                op_types_to_quantize=QUANTIZED_OPS,
-                extra_options={},
-            )
-            quantizer.quantize_model()
-            quantizer.model.save_model_to_file(str(folder / MODEL_FILE))
 
     def _simplified(self, graph: DeployGraph, scheme: str, options: ExportOptions) -> "ModelProto":
         import onnx
@@ -146,7 +104,7 @@ class OnnxExporter(TargetExporter):
         check_same(model, simplified, example.numpy())
         return onnx.shape_inference.infer_shapes(simplified)
 
-    def _written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
+    def written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
         side = graph.record.preprocessing.input_size
         if options.input == "uint8":
             shape: tuple[int, ...] = (graph.batch, side, side, 3)
@@ -162,6 +120,52 @@ class OnnxExporter(TargetExporter):
         )
         tools = {name: version(name) for name in self.modules}
         return WrittenModel(MODEL_FILE, taken, [logits], tools)
+
+
+@dataclass(frozen=True)
+class OnnxQuantizer(Quantizer):
+    """QDQ by onnxruntime: U8 activations and S8 per-channel weights, which x86 and ARM both run."""
+
+    exporter: OnnxExporter
+    graph: DeployGraph
+    options: ExportOptions
+    model: "ModelProto"
+    ranges: "TensorsData | None"
+
+    @property
+    def modules(self) -> list[str]:
+        return weighted_modules(self.graph.module)
+
+    def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
+        import onnx
+
+        model = copy.deepcopy(self.model)
+        if self.ranges is None:
+            onnx.save(quantize_weights(model), str(folder / MODEL_FILE))
+        else:
+            self._write_static(model, folder / MODEL_FILE)
+        onnx.checker.check_model(str(folder / MODEL_FILE))
+        return self.exporter.written(self.graph, self.options)
+
+    def _write_static(self, model: "ModelProto", path: Path) -> None:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        with quiet():
+            quantizer = QDQQuantizer(
+                model,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=self.ranges,
+                nodes_to_quantize=[],
+                nodes_to_exclude=[],
+                op_types_to_quantize=QUANTIZED_OPS,
+                extra_options={},
+            )
+            quantizer.quantize_model()
+            quantizer.model.save_model_to_file(str(path))
 
 
 def _first_words(error: BaseException) -> str:
@@ -197,9 +201,10 @@ def check_same(before: "ModelProto", after: "ModelProto", example: np.ndarray) -
 
 
 def activation_ranges(
-    model_path: Path, graph: DeployGraph, options: ExportOptions, batches: CalibrationBatches
+    model: "ModelProto", graph: DeployGraph, options: ExportOptions, batches: CalibrationBatches
 ) -> "TensorsData":
     """Running minima and maxima of the tensors to quantize, one batch in memory at a time."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -212,8 +217,10 @@ def activation_ranges(
             inputs, self.inputs = self.inputs, None
             return inputs
 
-    augmented = model_path.with_name("augmented.onnx")
-    calibrator = create_calibrator(model_path, QUANTIZED_OPS, augmented_model_path=str(augmented))
-    for pictures in batches():
-        calibrator.collect_data(OneBatch(pictures))
-    return calibrator.compute_data()
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        base, augmented = Path(scratch) / "float.onnx", Path(scratch) / "augmented.onnx"
+        onnx.save(model, str(base))
+        calibrator = create_calibrator(base, QUANTIZED_OPS, augmented_model_path=str(augmented))
+        for pictures in batches():
+            calibrator.collect_data(OneBatch(pictures))
+        return calibrator.compute_data()

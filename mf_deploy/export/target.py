@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from mf_deploy.artifact import Quantization, Target, TensorInfo
+from mf_deploy.artifact import Quantization, Scheme, Target, TensorInfo
 from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.quantization import Interface, QuantPlan, QuantPolicy
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -19,9 +19,14 @@ CalibrationBatches = Callable[[], Iterator[np.ndarray]]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """``input``: normalised floats, or the uint8 RGB picture as a camera gives it."""
+    """What the model takes and gives.
 
-    input: Literal["float", "uint8"] = "float"
+    ``input``: normalised floats, the uint8 RGB picture as a camera gives it, or the same minus 128 as int8.
+    ``output``: float logits, or integers that the manifest's scale and zero point turn into logits.
+    """
+
+    input: Interface = "float"
+    output: Interface = "float"
     deployment_target: str = "iOS16"
 
 
@@ -35,32 +40,52 @@ class WrittenModel:
     tools: dict[str, str]
 
 
+class Quantizer(ABC):
+    """A float model with the ranges of its activations, ready to be written by any plan.
+
+    Opening one converts and calibrates, once; ``write`` is quick, so that a search can call it often.
+    """
+
+    @property
+    @abstractmethod
+    def modules(self) -> list[str]:
+        """Paths, in the reference model, of the layers that a plan can address in this target."""
+
+    @abstractmethod
+    def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
+        """Write the model quantized by ``plan`` into ``folder``.
+
+        Raises:
+            MfDeployError: the engine cannot take the model in any of the forms that serve the plan.
+        """
+
+
 class TargetExporter(ABC):
     """One target format. Heavy imports belong inside the methods."""
 
     name: Target
     modules: tuple[str, ...] = ()  # importable names that the target needs; its extra provides them
     float_schemes: tuple[str, ...] = ("fp32", "fp16")
-    quantized_schemes: tuple[str, ...] = ("w8a8", "w8", "fp16")
+    quantized_schemes: tuple[Scheme, ...] = ("w8a8", "w8", "mixed", "fp16")
 
     @abstractmethod
     def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
         """Write the float model of ``scheme`` into ``folder``."""
 
     @abstractmethod
-    def quantize(
+    def quantizer(
         self,
         graph: DeployGraph,
-        scheme: str,
+        policy: QuantPolicy,
         options: ExportOptions,
         batches: CalibrationBatches,
-        folder: Path,
-    ) -> WrittenModel:
-        """Write the model quantized by ``scheme`` into ``folder``.
+    ) -> Quantizer:
+        """Convert ``graph`` and measure what quantizing it by ``policy`` needs to know.
 
         Args:
             batches: called for each pass over the calibration images; yields (batch, H, W, 3) uint8
-                pictures, exactly ``graph.batch`` of them at a time, never all in memory.
+                pictures, exactly ``graph.batch`` of them at a time, never all in memory. A policy of
+                weights alone does not call it.
         """
 
     @abstractmethod

@@ -1,7 +1,9 @@
 """TFLite, for LiteRT on Android and everywhere else."""
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from mf_deploy.artifact import Quantization, TensorInfo
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.picture import PictureInput
 from mf_deploy.export.quiet import quiet
 from mf_deploy.export.target import (
@@ -16,10 +19,15 @@ from mf_deploy.export.target import (
     OUTPUT_NAME,
     CalibrationBatches,
     ExportOptions,
+    Quantizer,
     TargetExporter,
     WrittenModel,
 )
+from mf_deploy.quantization import QuantPlan, QuantPolicy
 from mf_deploy.runtimes.native_log import quiet_native
+
+if TYPE_CHECKING:
+    from mf_deploy.export.tflite_quantize import Ranges
 
 MODEL_FILE = "model.tflite"
 
@@ -32,56 +40,28 @@ class TfliteExporter(TargetExporter):
 
     def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
         if scheme == "fp16":
-            return self._quantized(graph, scheme, options, None, folder)
+            quantizer = TfliteQuantizer(self, graph, scheme, options, convert(graph, options), None)
+            return quantizer.write(QuantPlan.uniform(graph.record.source.name, "fp32"), folder)
         (folder / MODEL_FILE).write_bytes(finished(convert(graph, options), graph, scheme, options))
-        return self._written(graph, options)
+        return self.written(graph, options)
 
-    def quantize(
-        self,
-        graph: DeployGraph,
-        scheme: str,
-        options: ExportOptions,
-        batches: CalibrationBatches,
-        folder: Path,
-    ) -> WrittenModel:
-        return self._quantized(graph, scheme, options, batches if scheme == "w8a8" else None, folder)
+    def quantizer(
+        self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
+    ) -> Quantizer:
+        from mf_deploy.export.tflite_quantize import activation_ranges
+
+        model = convert(graph, options)
+        ranges = None
+        if policy.needs_ranges:
+            ranges = activation_ranges(model, (model_input(each, graph, options) for each in batches()))
+        return TfliteQuantizer(self, graph, policy.scheme, options, model, ranges)
 
     def count(self, model_path: Path) -> Quantization:
         from mf_deploy.export.tflite_file import count
 
         return count(model_path)
 
-    def _quantized(
-        self,
-        graph: DeployGraph,
-        scheme: str,
-        options: ExportOptions,
-        batches: CalibrationBatches | None,
-        folder: Path,
-    ) -> WrittenModel:
-        """Quantize by the first recipe of ``scheme`` whose model LiteRT loads and runs."""
-        from mf_deploy.export.tflite_quantize import RECIPES, activation_ranges, apply_recipe, why_it_fails
-
-        model = convert(graph, options)
-        ranges = None
-        if batches is not None:
-            images = (model_input(pictures, graph, options) for pictures in batches())
-            ranges = activation_ranges(model, images)
-        why: str | None = None
-        for recipe in RECIPES[scheme]:
-            quantized = apply_recipe(model, recipe, ranges)
-            (folder / MODEL_FILE).write_bytes(finished(quantized, graph, scheme, options))
-            why = why_it_fails(folder / MODEL_FILE)
-            if why is None:
-                return self._written(graph, options)
-        raise MfDeployError(
-            f"Cannot quantize {graph.record.source.name} to TFLite {scheme}",
-            why or "no recipe for it",
-            "Choose another --scheme.",
-            GATE_FAILED,
-        )
-
-    def _written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
+    def written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
         side = graph.record.preprocessing.input_size
         shape = (graph.batch, side, side, 3)
         if options.input == "uint8":
@@ -92,6 +72,40 @@ class TfliteExporter(TargetExporter):
         logits = TensorInfo(name=OUTPUT_NAME, shape=(graph.batch, classes), layout="NC", dtype="float32")
         tools = {name.replace("_", "-"): version(name) for name in self.modules}
         return WrittenModel(MODEL_FILE, taken, [logits], tools)
+
+
+@dataclass(frozen=True)
+class TfliteQuantizer(Quantizer):
+    """ai-edge-quantizer: the first recipe of the scheme whose model LiteRT loads and runs."""
+
+    exporter: TfliteExporter
+    graph: DeployGraph
+    scheme: str
+    options: ExportOptions
+    model: bytes
+    ranges: "Ranges | None"
+
+    @property
+    def modules(self) -> list[str]:
+        return weighted_modules(self.graph.module)
+
+    def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
+        from mf_deploy.export.tflite_quantize import RECIPES, apply_recipe, why_it_fails
+
+        why: str | None = None
+        for recipe in RECIPES[self.scheme]:
+            quantized = apply_recipe(self.model, recipe, self.ranges)
+            content = finished(quantized, self.graph, self.scheme, self.options)
+            (folder / MODEL_FILE).write_bytes(content)
+            why = why_it_fails(folder / MODEL_FILE)
+            if why is None:
+                return self.exporter.written(self.graph, self.options)
+        raise MfDeployError(
+            f"Cannot quantize {self.graph.record.source.name} to TFLite {self.scheme}",
+            why or "no recipe for it",
+            "Choose another --scheme.",
+            GATE_FAILED,
+        )
 
 
 class ChannelsLast(nn.Module):

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from mf_deploy.artifact import ModelSource
-from mf_deploy.calibration.policy import QuantPolicy
 from mf_deploy.data import open_images
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export import Probe, export, quantize
@@ -24,6 +23,7 @@ from mf_deploy.models import load_model
 from mf_deploy.models.counting import count_macs
 from mf_deploy.models.stored import ModelRecord
 from mf_deploy.preprocessing import Preprocessing
+from mf_deploy.quantization import QuantPolicy
 from mf_deploy.runtimes import open_session
 
 SIDE = 32

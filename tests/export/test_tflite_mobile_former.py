@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mf_deploy.artifact import ModelSource
-from mf_deploy.calibration.policy import QuantPolicy
 from mf_deploy.data import open_images
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export import ExportOptions, Probe, export, quantize, tflite_quantize
@@ -17,6 +16,7 @@ from mf_deploy.export.tflite import MODEL_FILE, TfliteExporter
 from mf_deploy.models import load_model
 from mf_deploy.models.stored import ModelRecord
 from mf_deploy.preprocessing import Preprocessing
+from mf_deploy.quantization import QuantPolicy
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.torch import TorchSession
 

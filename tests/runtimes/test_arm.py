@@ -18,11 +18,11 @@ from tiny_tflite import CLASSES, SIDE, tiny_graph
 from mf_deploy.artifact import Artifact, read_record
 from mf_deploy.benchmarks.devices.arm import Arm
 from mf_deploy.benchmarks.instructions import InstructionReport, InstructionReports
-from mf_deploy.calibration.policy import QuantPolicy
 from mf_deploy.data import open_images
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
 from mf_deploy.export import Probe, export, quantize
 from mf_deploy.export.parity import seeded_pictures
+from mf_deploy.quantization import QuantPolicy
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.arm import CPUS
 from mf_deploy.runtimes.arm.emulator import Emulator
