@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mf_deploy.artifact import MANIFEST_NAME, SCHEMES, TARGETS, Artifact, find_artifacts
+from mf_deploy.artifact import SCHEMES, TARGETS, Artifact, artifact_folders, find_artifacts
 from mf_deploy.benchmarks.instructions import InstructionReport
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.errors import MfDeployError
@@ -94,7 +94,7 @@ def collect(folder: Path) -> Collection:
     folder = folder.resolve()
     entries: list[Entry] = []
     problems: list[str] = []
-    for path in _artifact_folders(folder):
+    for path in artifact_folders(folder):
         try:
             entries.append(Entry(Artifact.open(path)))
         except MfDeployError as error:
@@ -115,16 +115,6 @@ def _order(entry: Entry) -> tuple[str, int, int, str]:
     artifact = entry.artifact
     target, scheme = artifact.manifest.target, artifact.manifest.scheme
     return (artifact.folder.parent.name, TARGETS.index(target), SCHEMES.index(scheme), artifact.name)
-
-
-def _artifact_folders(folder: Path) -> list[Path]:
-    if (folder / MANIFEST_NAME).is_file():
-        return [folder]
-    manifests = [*folder.glob(f"*/{MANIFEST_NAME}"), *folder.glob(f"*/*/{MANIFEST_NAME}")]
-    visible = (
-        path for path in manifests if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    return sorted(path.parent for path in visible)
 
 
 def _add_results(run: Path, entries: list[Entry], everything: bool) -> list[str]:
