@@ -25,4 +25,4 @@ def bench(
     device.check_threads(threads)
     reason = device.reason_not_to_run(artifact)
     outcome = reason if reason else device.measure(artifact, threads, protocol, progress)
-    return report_on(artifact, device.kind, device.info, threads, protocol, outcome)
+    return report_on(artifact, device.kind, device.info, threads, protocol, outcome, device.cores)

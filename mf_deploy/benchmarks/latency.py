@@ -153,7 +153,9 @@ class Measurement(Record):
     before: Conditions
     after: Conditions
     probe_logits: list[Logits] | None = Field(
-        None, max_length=16, description="of the probe's inputs (benchmarks/probe.py), as the device has them"
+        None,
+        max_length=4096,
+        description="of the inputs of benchmarks/probe.py, as the device has them",
     )
     correctness: Correctness | None = Field(None, description="None on the host, which is the reference")
     placement: list[Placement] | None = Field(None, max_length=100_000)

@@ -96,7 +96,7 @@ def sample_in_turns(
                 time_once(session, prepared)
                 blocks[which].append([time_once(session, prepared) for _ in range(RUNS_PER_BLOCK)])
             if (now := time.monotonic()) - reported >= PROGRESS_INTERVAL_S:
-                progress(_fraction(len(blocks[0]), wanted, now - start, protocol.min_seconds))
+                progress(fraction_done(len(blocks[0]), wanted, now - start, protocol.min_seconds))
                 reported = now
     return blocks
 
@@ -110,7 +110,7 @@ def _timed(session: Session, prepared: np.ndarray, runs: int, seconds: float, pr
             now = time.monotonic()
             timed.add(milliseconds, now - start)
             if now - reported >= PROGRESS_INTERVAL_S:
-                progress(_fraction(timed.count, runs, now - start, seconds))
+                progress(fraction_done(timed.count, runs, now - start, seconds))
                 reported = now
             if now - read >= CONDITIONS_INTERVAL_S:
                 timed.conditions.append(TimedConditions(at_s=round(now - start, 3), conditions=conditions()))
@@ -122,7 +122,8 @@ def _done(count: int, wanted: int, elapsed_s: float, seconds: float, most: int) 
     return count >= most or (count >= wanted and elapsed_s >= seconds)
 
 
-def _fraction(count: int, wanted: int, elapsed_s: float, seconds: float) -> float:
+def fraction_done(count: int, wanted: int, elapsed_s: float, seconds: float) -> float:
+    """How much of at least ``wanted`` runs and ``seconds`` is done."""
     return min(1.0, count / wanted, elapsed_s / seconds if seconds else 1.0)
 
 

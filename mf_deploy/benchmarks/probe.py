@@ -13,7 +13,7 @@ from mf_deploy.artifact import Artifact, Scheme
 from mf_deploy.benchmarks.engines import engine_of
 from mf_deploy.benchmarks.latency import Correctness
 from mf_deploy.errors import MfDeployError
-from mf_deploy.runtimes import open_session
+from mf_deploy.runtimes import Session, open_session
 
 INFERENCES = 3
 SEED = 20
@@ -46,14 +46,14 @@ class Probe:
     tolerance: float
 
     @classmethod
-    def of(cls, artifact: Artifact) -> "Probe":
-        """The probe of one artifact; it opens and runs the artifact on the host.
+    def of(cls, artifact: Artifact, session: Session | None = None) -> "Probe":
+        """The probe of one artifact; it runs the artifact on the host, in ``session`` if that is open.
 
         Raises:
             MfDeployError: the host cannot run it.
         """
         engine = engine_of(artifact.manifest.target)
-        session = open_session(artifact)
+        session = session or open_session(artifact)
         batch = session.batch_size
         pictures = probe_pictures(INFERENCES * batch, session.preprocessing.input_size)
         inputs = session.prepare(pictures).reshape(INFERENCES, *artifact.manifest.input.shape)

@@ -13,6 +13,7 @@ class Device(ABC):
 
     kind: Kind
     info: DeviceInfo
+    cores: str | None = None  # that the process is bound to, e.g. 4-7
 
     @property
     @abstractmethod

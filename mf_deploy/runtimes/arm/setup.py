@@ -96,12 +96,12 @@ def _make_view(lab: Lab, name: str, cpu: Cpu) -> None:
     view.mkdir(parents=True)
     for entry in (lab.folder / "root").iterdir():
         (view / entry.name).symlink_to(os.path.relpath(entry, view))
-    for path, text in _machine(cpu).items():
+    for path, text in machine_files(cpu).items():
         (view / path).parent.mkdir(parents=True, exist_ok=True)
         (view / path).write_text(text + "\n")
 
 
-def _machine(cpu: Cpu) -> dict[str, str]:
+def machine_files(cpu: Cpu) -> dict[str, str]:
     """The files in which Linux describes one ``cpu`` with 512 KiB of L2 cache, and their contents."""
     described = {
         "processor": "0",
