@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from mf_deploy.benchmarks.server.app import Service
 from mf_deploy.benchmarks.server.certificate import Certificate
+from mf_deploy.benchmarks.server.engines import Engines, set_up
 from mf_deploy.benchmarks.server.listen import listening
+from mf_deploy.errors import MfDeployError
 
 
 @dataclass
@@ -112,3 +116,11 @@ def valid_post(offer: Any, **changes: Any) -> dict[str, Any]:
         },
         "not_run": None,
     } | changes
+
+
+def engines_or_skip() -> Engines:
+    """The engines for browsers in this machine's cache, fetched now if they are not there."""
+    try:
+        return set_up()
+    except MfDeployError as error:
+        pytest.skip(str(error))

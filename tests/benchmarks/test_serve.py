@@ -16,8 +16,6 @@ import pytest
 from serving import Running, running, valid_post
 from tiny_artifacts import write_tiny_artifact
 
-pytest.importorskip("aiohttp")
-
 from mf_deploy.artifact import Artifact, read_record
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.benchmarks.protocol import Protocol
