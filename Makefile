@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-SYSTEM_PACKAGES := qemu-user gcc libc6-dev
+SYSTEM_PACKAGES := qemu-user gcc libc6-dev chromium
 # What builds the Android app; npm where there is none
 SYSTEM_PACKAGES += openjdk-17-jdk-headless aapt zipalign apksigner android-framework-res unzip
 SYSTEM_PACKAGES += $(shell command -v npm >/dev/null || echo npm)
