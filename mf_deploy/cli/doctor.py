@@ -81,6 +81,7 @@ def diagnose() -> Diagnosis:
         }
     diagnosis.tools = {name: _tool(*description) for name, description in TOOLS.items()}
     diagnosis.tools["ARM lab"] = _arm_lab()
+    diagnosis.tools["phones' browsers"] = _browser_engines(faults)
     diagnosis.tools["parquet data"] = _package_ability(
         ("pyarrow",), faults, "parquet", "reads image datasets"
     )
@@ -150,6 +151,20 @@ def _arm_lab() -> Ability:
         return Ability(True, f"runs ARM64 engines: {open_lab().folder}")
     except MfDeployError as error:
         return Ability(False, f"runs ARM64 engines: {error.what}", error.fix.removeprefix("Run: "))
+
+
+def _browser_engines(faults: dict[str, str]) -> Ability:
+    """Whether mf-bench serve has what it needs."""
+    from mf_deploy.benchmarks.server.engines import open_engines
+    from mf_deploy.errors import MfDeployError
+
+    packages = _package_ability(("aiohttp", "cryptography", "segno"), faults, "serve")
+    if not packages.can:
+        return packages
+    try:
+        return Ability(True, f"mf-bench serve: {open_engines().folder}")
+    except MfDeployError as error:
+        return Ability(False, f"mf-bench serve: {error.what}", error.fix.removeprefix("Run: "))
 
 
 def _machine() -> dict[str, str | int]:
