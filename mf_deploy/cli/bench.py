@@ -1,30 +1,26 @@
-"""mf-bench: how long artifacts take on this machine, or how much work they are for an emulated phone."""
+"""mf-bench: how long artifacts take on this machine or a phone, or how much work they are for one."""
 
 import random
-import re
 import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mf_deploy.cli.bench_devices import print_devices
+from mf_deploy.cli.bench_job import Job
+from mf_deploy.cli.bench_options import Duration, Threads, protocol_of
 from mf_deploy.cli.bench_table import notes, print_table, ratio_lines
 from mf_deploy.cli.command import run_command
 from mf_deploy.errors import MfDeployError
 
 if TYPE_CHECKING:
     from mf_deploy.artifact import Artifact, Record
-    from mf_deploy.benchmarks import Device, LatencyReport, Protocol
+    from mf_deploy.benchmarks import Device
     from mf_deploy.benchmarks.devices.arm import Arm
-    from mf_deploy.benchmarks.latency import LatencyRatio
-    from mf_deploy.benchmarks.measure import Progress
 
-Result = TypeVar("Result")
+PHONE_COOL_DOWN_S = 30.0
 
 # Word after mf-bench -> where its command is; a model folder of that name is given as ./serve
 SUBCOMMANDS = {
@@ -33,56 +29,30 @@ SUBCOMMANDS = {
 }
 
 
-class Threads(click.ParamType):
-    """Comma-separated thread counts, e.g. ``1,2``."""
-
-    name = "N[,N...]"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() and 1 <= int(part) <= 1024 for part in parts):
-            raise MfDeployError(
-                f"Bad --threads {value}", "not whole numbers of at least 1", "Write e.g. 1,2."
-            )
-        return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-class Duration(click.ParamType):
-    """Seconds, also as 90s, 30m or 1h."""
-
-    name = "DURATION"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
-        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"] if found else 0.0
-        if not 1 <= seconds <= 86_400:
-            what = f"Bad {param.opts[0] if param else 'duration'} {value}"
-            raise MfDeployError(what, "not a time of 1 s to 24 h", "Write e.g. 90s, 30m or 1h.")
-        return seconds
-
-
 EPILOG = """\b
 Examples:
   mf-bench runs/mobile_former_294m
   mf-bench runs/mobile_former_294m/tflite-w8a8 --threads 1,2 --quick
   mf-bench runs/mobile_former_294m/onnx-w8a8 --vs runs/mobile_former_294m/onnx-fp32
   mf-bench runs/mobile_former_294m --device arm:cortex-a76 --per-op
+  mf-bench runs/mobile_former_294m --device adb --cores 4-7 --threads 4
+  mf-bench runs/mobile_former_294m/tflite-w8a8 --device adb --sustained 30m
+  mf-bench --devices
 """
 
 
 @click.command("mf-bench", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--threads", type=Threads(), default="1", show_default=True, help="Thread counts to time with.")
 @click.option("--quick", is_flag=True, help="200 inferences in place of 1,024 and 60 s.")
 @click.option("--sustained", type=Duration(), help="Time for so long, e.g. 30m: throttling shows.")
 @click.option("--runs", "count", type=click.IntRange(1, 400_000), help="Time so many inferences.")
 @click.option("--seconds", type=click.FloatRange(0.1, 86_400), help="Time for so many seconds.")
 @click.option(
-    "--cool-down", type=click.FloatRange(0, 3600), metavar="SECONDS", help="Rest before each model."
+    "--cool-down",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="Rest between models (default 0, on a phone 30).",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the models' order and the input."
@@ -96,8 +66,10 @@ Examples:
     "device_name",
     default="host",
     show_default=True,
-    help="host, or an emulated ARM CPU: arm:cortex-a72, arm:cortex-a76, arm:max.",
+    help="host, an Android phone: adb[:SERIAL], or an emulated CPU: arm:cortex-a72, arm:cortex-a76, arm:max.",
 )
+@click.option("--cores", metavar="LIST", help="Of a phone: run on these only, e.g. 4-7.")
+@click.option("--devices", "list_devices", is_flag=True, help="List what --device can name now, and end.")
 @click.option("--per-op", is_flag=True, help="On ARM: also by operator.")
 def bench(
     runs: tuple[Path, ...],
@@ -111,9 +83,11 @@ def bench(
     vs: Path | None,
     json_file: str | None,
     device_name: str,
+    cores: str | None,
+    list_devices: bool,
     per_op: bool,
 ) -> int:
-    """Time artifacts on this machine: load, first inference, percentiles, throughput, memory.
+    """Time artifacts on this machine or a phone: load, first inference, percentiles, throughput, memory.
 
     RUN is an artifact folder, or a model folder with artifacts in it. Every artifact is timed in a
     process of its own. Results are kept in the model folder's results/, where mf-report finds them.
@@ -123,6 +97,9 @@ def bench(
 
     With --vs, each artifact and the one at RUN (for a model folder: the one of the same name) also take
     turns in one process; the ratio of their medians comes with its 95 % interval.
+
+    With --device adb, the engines' ARM64 builds run on the attached Android phone, with no app to install
+    (mf-deploy setup adb prepares that); its temperature, battery and logits come with the times.
 
     With --device arm:..., nothing is timed: the engine's ARM build runs in emulation and its instructions
     are counted (mf-deploy setup arm prepares that).
@@ -134,22 +111,32 @@ def bench(
     from mf_deploy.benchmarks import open_device
     from mf_deploy.benchmarks.latency import BenchReport
 
+    if list_devices:
+        print_devices()
+        return 0
+    if not runs:
+        raise click.UsageError("Missing argument 'RUN...'.")
+    options = {"--quick": quick, "--sustained": sustained, "--runs": count, "--seconds": seconds}
+    length = {name: value for name, value in options.items() if value}
     if device_name.startswith("arm:"):
-        return _count(runs, threads, count, quick or sustained or seconds, vs, json_file, device_name, per_op)
+        others = {"--cool-down": cool_down, "--cores": cores, "--threads": threads != (1,)}
+        _refuse_options({**length, **others} | {"--runs": None}, device_name)
+        return _count(runs, count, vs, json_file, device_name, per_op)
     if per_op:
         raise MfDeployError(
             "Cannot use --per-op here", "it counts instructions", "Add --device arm:cortex-a76."
         )
-    length = {"--quick": quick, "--sustained": sustained, "--runs": count, "--seconds": seconds}
-    protocol = _protocol({name: value for name, value in length.items() if value}, cool_down, seed)
-    device = open_device(device_name)
+    protocol = protocol_of(length, cool_down or 0.0, seed)
+    device = open_device(device_name, cores)
+    if cool_down is None and device.kind == "device":
+        protocol.cool_down_seconds = PHONE_COOL_DOWN_S
     for number in threads:
         device.check_threads(number)
     artifacts = list({a.folder: a for run in runs for a in find_artifacts(run.resolve())}.values())
     partners = _partners(artifacts, vs, device) if vs else {}
     _check_writable([artifact.folder.parent / "results" for artifact in artifacts], json_file)
 
-    job = _Job(device, protocol)
+    job = Job(device, protocol)
     turns = [(artifact, number) for artifact in artifacts for number in threads]
     by_turn = {}
     for turn in random.Random(seed).sample(range(len(turns)), len(turns)):
@@ -157,7 +144,9 @@ def bench(
         by_turn[turn] = job.bench(artifact, number)
         if by_turn[turn].measurement and artifact.folder in partners:
             job.compare(artifact, partners[artifact.folder], number)
-    reports = [by_turn[turn] for turn in range(len(turns))]
+        if (measured := by_turn[turn].measurement) and measured.partial:
+            break
+    reports = [by_turn[turn] for turn in sorted(by_turn)]
     write_json(json_file, BenchReport(reports=reports, ratios=job.ratios))
     to_stderr = json_file == "-"
     print_table(reports, to_stderr)
@@ -174,11 +163,17 @@ def main() -> None:
     run_command(bench)
 
 
+def _refuse_options(given: dict[str, Any], device_name: str) -> None:
+    """An error for the first of the options that was given: name -> its value."""
+    for option, value in given.items():
+        if value:
+            what = f"Cannot use {option} on {device_name}"
+            raise MfDeployError(what, "nothing is timed there", "Leave it out.")
+
+
 def _count(
     runs: tuple[Path, ...],
-    threads: tuple[int, ...],
     count: int | None,
-    seconds: float | None,
     vs: Path | None,
     json_file: str | None,
     device_name: str,
@@ -189,102 +184,11 @@ def _count(
     from mf_deploy.benchmarks.devices.arm import Arm
     from mf_deploy.cli.bench_arm import DEFAULT_RUNS, count_all
 
-    if seconds is not None or threads != (1,):
-        option = "--threads" if seconds is None else "--seconds"
-        raise MfDeployError(
-            f"Cannot use {option} on {device_name}", "nothing is timed there", "Leave it out."
-        )
     device = Arm(device_name)
     artifacts = list({a.folder: a for run in runs for a in find_artifacts(run.resolve())}.values())
     partners = _partners(artifacts, vs, device) if vs else {}
     _check_writable([artifact.folder.parent / "results" for artifact in artifacts], json_file)
     return count_all(artifacts, partners, device, count or DEFAULT_RUNS, per_op, json_file)
-
-
-def _protocol(length: "dict[str, Any]", cool_down: float | None, seed: int) -> "Protocol":
-    """The protocol of the one option that says when to stop, or MLPerf Mobile's."""
-    from mf_deploy.benchmarks import Protocol
-
-    if len(length) > 1:
-        first, second, *_ = length
-        raise MfDeployError(
-            f"Cannot use {first} with {second}", "each says when to stop", "Pass one of them."
-        )
-    rest: dict[str, float] = {"cool_down_seconds": cool_down or 0.0, "seed": seed}
-    option, value = next(iter(length.items()), (None, 0))
-    if option == "--quick":
-        return Protocol.quick(**rest)
-    if option == "--runs":
-        return Protocol.quick(min_runs=value, **rest)
-    if option:
-        return Protocol.sustained(value, **rest)
-    return Protocol.single_stream(**rest)
-
-
-@dataclass
-class _Job:
-    """What one command measures; each result is kept as soon as it is there."""
-
-    device: "Device"
-    protocol: "Protocol"
-    ratios: "list[LatencyRatio]" = field(default_factory=list)
-    exit_codes: list[int] = field(default_factory=list)
-
-    def bench(self, artifact: "Artifact", threads: int) -> "LatencyReport":
-        """Time one artifact alone; a failure becomes a report without a measurement, and an exit code."""
-        from mf_deploy.benchmarks import bench
-        from mf_deploy.benchmarks.latency import report_on
-
-        device, protocol = self.device, self.protocol
-        time.sleep(protocol.cool_down_seconds)
-        try:
-            report = _with_progress(
-                f"{artifact.name}, threads {threads}",
-                lambda progress: bench(artifact, device, threads, protocol, progress),
-            )
-        except MfDeployError as error:
-            self.exit_codes.append(error.exit_code)
-            report = report_on(artifact, device.kind, device.info, threads, protocol, str(error))
-        _keep(artifact.folder.parent, f"bench-{artifact.name}-{device.slug}-t{threads}", report)
-        return report
-
-    def compare(self, artifact: "Artifact", partner: "Artifact", threads: int) -> None:
-        """Time two artifacts in turns.
-
-        Raises:
-            MfDeployError: the partner cannot be timed here.
-        """
-        ratio = _with_progress(
-            f"{artifact.name} in turns with {partner.name}, threads {threads}",
-            lambda progress: self.device.compare(artifact, partner, threads, self.protocol, progress),
-        )
-        self.ratios.append(ratio)
-
-
-def _with_progress(label: str, work: "Callable[[Progress], Result]") -> Result:
-    """Do ``work`` with a progress bar on standard error, drawn only on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    out = Console(stderr=True)
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(label, total=1.0)
-        return work(lambda fraction: bar.update(task, completed=fraction))
-
-
-def _keep(run_folder: Path, name: str, report: "LatencyReport") -> None:
-    """Save a report; one without a measurement never replaces a measurement of the same file."""
-    from mf_deploy.artifact import read_record
-    from mf_deploy.benchmarks.latency import LatencyReport
-    from mf_deploy.report.results import result_path, save_result
-
-    path = result_path(run_folder, name)
-    if report.measurement is None and path.exists():
-        with suppress(MfDeployError):
-            before = read_record(path, LatencyReport, "It is replaced.")
-            if before.measurement is not None and before.model_sha256 == report.model_sha256:
-                return
-    save_result(run_folder, name, report)
 
 
 def _partners(artifacts: "list[Artifact]", vs: Path, device: "Device | Arm") -> "dict[Path, Artifact]":

@@ -86,17 +86,54 @@ def _short(folder: str) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+WORTH = {
+    "host": "Times of this machine, not of a phone.",
+    "device": "The headline is p90, as in MLPerf Mobile.",
+    "emulated": "Emulated times are no latency: they show that it runs, not how fast a phone is.",
+}
+
+
 def notes(reports: "list[LatencyReport]") -> list[str]:
     """What could not be run, and where, how and with what the others were."""
     reasons = dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run)
-    device, protocol = reports[0].device, reports[0].protocol
+    first, protocol = reports[0], reports[0].protocol
+    device = first.device
     engines = {
         f"{r.measurement.engine.name} {r.measurement.engine.version}" for r in reports if r.measurement
     }
-    length = f"{protocol.min_seconds:g} s" if protocol.min_seconds else f"{protocol.min_runs} runs"
+    runs = f"{protocol.min_runs} runs" if protocol.min_runs > 1 else ""
+    seconds = f"{protocol.min_seconds:g} s" if protocol.min_seconds else ""
+    bound = f", on cores {first.cores}" if first.cores else ""
     return [
         *reasons,
-        f"On {device.cpu}, {device.cores} cores, {device.os}; {', '.join(sorted(engines)) or 'no engine'};"
-        f" {length} after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up.",
-        "Memory is the timing process's; + is what the model added. Times of this machine, not of a phone.",
+        *(line for report in reports for line in _doubts(report)),
+        f"On {device.label}, {device.cores} cores{bound}, {device.os};"
+        f" {', '.join(sorted(engines)) or 'no engine'}; {' and '.join(filter(None, (runs, seconds)))}"
+        f" after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up.",
+        f"Memory is the timing process's; + is what the model added. {WORTH.get(first.kind, '')}",
     ]
+
+
+def _doubts(report: "LatencyReport") -> list[str]:
+    """What to know of a measurement before its times are believed."""
+    measured, lines = report.measurement, []
+    if measured is None:
+        return []
+    if measured.partial:
+        kept = f"{len(measured.samples_ms)} samples are kept"
+        lines.append(f"{report.artifact}: ended early: {measured.partial}; {kept}.")
+    if (found := measured.correctness) is not None:
+        error = "not comparable" if found.max_abs_error is None else f"off by {found.max_abs_error:.2g}"
+        verdict = "right" if found.passed else "WRONG"
+        lines.append(
+            f"{report.artifact}: its logits are {verdict}: {error} from {found.reference},"
+            f" at most {found.tolerance:.2g} is allowed."
+        )
+    states = [(of.thermal_state or "", of.temperature_c) for of in (measured.before, measured.after)]
+    if report.kind == "device" and any(state or degrees for state, degrees in states):
+        told = [
+            " ".join(filter(None, (state, f"{degrees:.0f} °C" if degrees is not None else "")))
+            for state, degrees in states
+        ]
+        lines.append(f"{report.artifact}: thermal state {told[0] or '?'} before, {told[1] or '?'} after.")
+    return lines

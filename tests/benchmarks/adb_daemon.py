@@ -5,7 +5,9 @@
 It speaks the real protocol (https://android.googlesource.com/platform/packages/modules/adb: protocol.txt,
 SYNC.TXT, shell_protocol.h): a connection without authentication, the shell service version 2 with output
 and exit status, and sync's STAT, LIST, SEND and RECV. ``/data/local/tmp`` is a folder below ROOT, ``getprop``
-and ``dumpsys`` are scripts in ROOT/bin, and every command and pushed file becomes a line in ROOT/log.
+and ``dumpsys`` are scripts in ROOT/bin, and every command and pushed file becomes a line in ROOT/log, as does
+``timed``: the host has samples of a benchmark. Where there is a file ROOT/fuse, that is the daemon's end: a
+pulled cable.
 """
 
 import asyncio
@@ -146,6 +148,10 @@ class Phone:
             while output and (data := await output.read(CHUNK)):
                 async with lock:
                     await stream.write(struct.pack("<BI", kind, len(data)) + data)
+                if b"\ns " in data:
+                    self.log("timed")
+                    if (self.root / "fuse").exists():
+                        os.kill(os.getpid(), signal.SIGKILL)
 
         async def hang_up() -> None:
             await stream.closed.wait()
