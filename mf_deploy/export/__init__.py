@@ -19,11 +19,13 @@ from mf_deploy.artifact import (
     Calibration,
     Manifest,
     Parity,
+    Quantization,
     list_files,
     whole_folder,
 )
 from mf_deploy.errors import GATE_FAILED, MfDeployError, nearest, require
 from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.parity import gate_parity, measure_parity, seeded_pictures
 from mf_deploy.export.target import ExportOptions, Quantizer, TargetExporter, WrittenModel
 from mf_deploy.quantization import QuantPlan, QuantPolicy
@@ -159,7 +161,7 @@ def quantize(
         else:
             quantizer = exporter.quantizer(graph, policy, options, batches)
             plan = choose(quantizer) if choose else policy.plan_for(graph.record.source.name)
-            plan.check(quantizer.modules)
+            plan.check(weighted_modules(probe.model).values())
             written = quantizer.write(plan, folder)
         manifest = describe(folder, exporter, graph, policy.scheme, written)
         manifest.plan = dict(plan.modules) if plan else None
@@ -187,9 +189,19 @@ def _calibration(images: "LabelledImages", digests: list[str]) -> Calibration:
 
 
 def describe(
-    folder: Path, exporter: TargetExporter, graph: DeployGraph, scheme: str, written: WrittenModel
+    folder: Path,
+    exporter: TargetExporter,
+    graph: DeployGraph,
+    scheme: str,
+    written: WrittenModel,
+    counted: bool = True,
 ) -> Manifest:
-    """The manifest of the model file in ``folder``, counted from the file; nothing is proven yet."""
+    """The manifest of the model file in ``folder``; nothing is proven yet.
+
+    Args:
+        counted: read the file and count its precisions; a search that tries many plans does without.
+    """
+    counts = exporter.count(folder / written.model_file) if counted else Quantization(macs={}, parameters={})
     return Manifest(
         target=exporter.name,
         scheme=scheme,
@@ -201,7 +213,7 @@ def describe(
         preprocessing=graph.record.preprocessing,
         labels=graph.record.labels,
         reference_sha256=graph.record.weights_sha256 or None,
-        quantization=exporter.count(folder / written.model_file),
+        quantization=counts,
         rewrites=list(graph.rewrites),
         parity=Parity(
             inputs="", samples=0, max_abs_error=0, logits_range=0, agreement=0, sqnr_db=0, tolerance=None

@@ -15,6 +15,7 @@ from mf_deploy.errors import MfDeployError, nearest, require
 from mf_deploy.export.coreml_package import PROBABILITIES_NAME, describe, make_classifier, write_package
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.module_paths import weighted_modules
+from mf_deploy.export.ranges import Range
 from mf_deploy.export.target import (
     INPUT_NAME,
     OUTPUT_NAME,
@@ -31,7 +32,7 @@ from mf_deploy.quantization import QuantPlan, QuantPolicy
 if TYPE_CHECKING:
     import coremltools as ct
 
-    from mf_deploy.export.coreml_quantize import Ranges
+    from mf_deploy.export.coreml_quantize import Layer
 
 PACKAGE = "model.mlpackage"
 OLDEST_TARGET = "iOS16"
@@ -58,16 +59,18 @@ class CoremlExporter(TargetExporter):
     def quantizer(
         self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
     ) -> Quantizer:
-        from mf_deploy.export.coreml_quantize import measure_ranges
+        from mf_deploy.export.coreml_quantize import RANGE_METHOD, layers_of, measure_ranges
 
         oldest = W8A8_TARGET if policy.needs_ranges else OLDEST_TARGET
         target = deployment_target(options.deployment_target, oldest)
         model = convert(graph, "fp16", options, target)
-        ranges = None
+        program = read_program(model, graph.record.source.name)
+        layers = layers_of(program, weighted_modules(graph.module))
+        ranges: dict[str, Range] = {}
         if policy.needs_ranges:
-            program = read_program(model, graph.record.source.name)
-            ranges = measure_ranges(program, batches, options, graph.record.preprocessing)
-        return CoremlQuantizer(self, graph, policy.scheme, options, target, model, ranges)
+            method = policy.ranges or RANGE_METHOD
+            ranges = measure_ranges(program, layers, batches, options, graph.record.preprocessing, method)
+        return CoremlQuantizer(self, graph, policy.scheme, options, target, model, layers, ranges)
 
     def count(self, model_path: Path) -> Quantization:
         return count_package(model_path)
@@ -100,16 +103,17 @@ class CoremlQuantizer(Quantizer):
     options: ExportOptions
     target: str
     model: "ct.models.MLModel"
-    ranges: "Ranges | None"
+    layers: "list[Layer]"
+    ranges: "dict[str, Range]"
 
     @property
     def modules(self) -> list[str]:
-        return weighted_modules(self.graph.module)
+        return [layer.path for layer in self.layers if layer.path]
 
     def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
         from mf_deploy.export.coreml_quantize import quantize_model
 
-        quantized = quantize_model(self.model, self.ranges)
+        quantized = quantize_model(self.model, self.layers, plan, self.ranges)
         return self.exporter.written(quantized, self.graph, self.scheme, self.options, self.target, folder)
 
 

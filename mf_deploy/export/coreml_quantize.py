@@ -5,70 +5,94 @@ recorder overwrites minimum and maximum with those of the last sample (version 9
 accumulated over all batches, one batch in memory at a time, and handed to the passes that it consists of.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mf_deploy.errors import MfDeployError
+from mf_deploy.export.ranges import Histogram, Range
 from mf_deploy.export.target import INPUT_NAME, CalibrationBatches, ExportOptions
 from mf_deploy.mil import Interpreter, MilProgram, quiet_coremltools
 from mf_deploy.preprocessing import Preprocessing
+from mf_deploy.quantization import QuantPlan, RangeMethod
 
 if TYPE_CHECKING:
     import coremltools as ct
 
-QUANTIZED_OPERATIONS = ("conv", "linear", "add", "avg_pool", "max_pool")
-FUSED_ACTIVATIONS = ("relu", "relu6", "clip", "leaky_relu", "tanh", "scaled_tanh", "sigmoid", "sigmoid_hard")
-"""What coremltools' passes may quantize, and the activations that are quantized together with it.
-
-coremltools leaves out ``clip``, which is what a ReLU6 becomes, and misspells ``sigmoid_hard``: it would spend
-most of the 8 bits on values that the clip then cuts off.
-"""
+ACTIVATED_OPERATIONS = ("conv", "linear")
+"""What gets int8 inputs. Their outputs, additions and pools stay in float16: quantizing those too costs
+4 dB (52M, 96 px), and the product needs int8 operands only."""
 
 WEIGHTED_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 
 PREFIX_PASS = "compression::insert_prefix_quantize_dequantize_pair"
-SUFFIX_PASS = "compression::insert_suffix_quantize_dequantize_pair"
-MERGE_PASS = "common::dequantize_quantize_pair_elimination"
 WEIGHT_PASS = "compression::linear_quantize_weights"
 
 ACTIVATION_MODE = "linear"  # with a zero point: 2.5 dB better than symmetric after ReLUs (52M, 96 px)
+RANGE_METHOD: RangeMethod = "mse"
 
 SMALLEST_SPREAD = 2.0**-10
 """A narrower range would give a scale of zero in float16."""
 
 FLOAT16_MAX = 65504.0
 
-Ranges = dict[str, dict[str, float]]
-"""Smallest and largest value (``rmin``, ``rmax``) of tensors by name, as coremltools' passes take them."""
+
+@dataclass(frozen=True)
+class Layer:
+    """An operation with weights: its name, the tensor it reads, its module in the reference model."""
+
+    name: str
+    kind: str
+    input: str
+    path: str
 
 
-def quantize_model(model: "ct.models.MLModel", ranges: Ranges | None) -> "ct.models.MLModel":
-    """int8 weights, symmetric, one scale per output channel, for every convolution and matrix product.
+def layers_of(program: MilProgram, paths: Mapping[str, str]) -> list[Layer]:
+    """The operations of ``program`` with constant weights.
 
     Args:
-        ranges: what ``measure_ranges`` gives, for int8 activations as well, around every convolution,
-            linear layer and addition; the model then needs a target of iOS 17 or newer.
+        paths: module of the exported graph → module of the reference model. torch.export names a weight
+            after the module that holds it; an operation whose weight has no such name has the empty path.
     """
+    by_weight = {f"p_network_{path}_weight".replace(".", "_"): path for path in paths}
+    found = []
+    for operation in program.operations:
+        weight = operation.inputs.get("weight") or operation.inputs.get("y")
+        if operation.op_type not in WEIGHTED_OPERATIONS or weight is None or weight.op is None:
+            continue
+        if weight.val is None and not weight.op.op_type.startswith("constexpr_"):
+            continue
+        path = paths.get(by_weight.get(weight.name.removesuffix("_to_fp16"), ""), "")
+        found.append(Layer(operation.name, operation.op_type, operation.inputs["x"].name, path))
+    return found
+
+
+def quantize_model(
+    model: "ct.models.MLModel", layers: Sequence[Layer], plan: QuantPlan, ranges: Mapping[str, Range]
+) -> "ct.models.MLModel":
+    """int8 weights, symmetric, one scale per output channel, for every layer that ``plan`` quantizes.
+
+    Args:
+        ranges: of the tensors that int8 layers read; the model then needs a target of iOS 17 or newer.
+    """
+    precisions = {layer.name: plan.precision(layer.path) for layer in layers}
     with quiet_coremltools():
         from coremltools.models.utils import _apply_graph_pass
         from coremltools.optimize import coreml as cto
 
         passes = []
-        if ranges is not None:
-            activations = cto.OpLinearQuantizerConfig(mode=ACTIVATION_MODE, dtype="int8")
-            settings = {
-                "config": cto.OptimizationConfig(global_config=activations),
-                "activation_stats": ranges,
-            }
-            passes = [
-                _graph_pass(PREFIX_PASS, **settings),
-                _graph_pass(SUFFIX_PASS, **settings, _allowed_activations=set(FUSED_ACTIVATIONS)),
-                _graph_pass(MERGE_PASS),
-            ]
+        activations = cto.OpLinearQuantizerConfig(mode=ACTIVATION_MODE, dtype="int8")
+        int8 = [x.name for x in layers if precisions[x.name] == "int8" and x.kind in ACTIVATED_OPERATIONS]
+        if int8:
+            stats = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
+            config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(int8, activations))
+            passes.append(_graph_pass(PREFIX_PASS, config=config, activation_stats=stats))
         weights = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
-        config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED_OPERATIONS, weights))
+        weighted = [name for name, precision in precisions.items() if precision in ("int8", "w8")]
+        config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(weighted, weights))
         passes.append(_graph_pass(WEIGHT_PASS, config=config))
         return _apply_graph_pass(model, passes)
 
@@ -84,62 +108,51 @@ def _graph_pass(name: str, **settings: Any) -> Any:
 
 
 def measure_ranges(
-    program: MilProgram, batches: CalibrationBatches, options: ExportOptions, preprocessing: Preprocessing
-) -> Ranges:
-    """Smallest and largest value, over all calibration pictures, of the tensors that will be quantized.
+    program: MilProgram,
+    layers: Sequence[Layer],
+    batches: CalibrationBatches,
+    options: ExportOptions,
+    preprocessing: Preprocessing,
+    method: RangeMethod,
+) -> dict[str, Range]:
+    """The range, over all calibration pictures, of each tensor that a layer reads.
 
     Raises:
         MfDeployError: no calibration pictures, or an activation that overflows float16.
     """
     interpreter = Interpreter(program)
-    recorder = RangeRecorder(_quantized_tensors(program))
+    histograms = {layer.input: Histogram() for layer in layers if layer.kind in ACTIVATED_OPERATIONS}
+
+    def watch(name: str, value: torch.Tensor) -> None:
+        if name in histograms:
+            if not torch.isfinite(value).all():
+                raise _overflow(name)
+            histograms[name].update(value.numpy())
+
     pictures: np.ndarray | None = None
     for pictures in batches():
-        if options.input == "uint8":
-            images = pictures.transpose(0, 3, 1, 2)
-        else:
+        images = pictures.transpose(0, 3, 1, 2)
+        if options.input == "float":
             images = preprocessing.normalize(pictures)
-        recorder(INPUT_NAME, torch.from_numpy(np.ascontiguousarray(images)))
-        interpreter.run({INPUT_NAME: images}, recorder)
+        watch(INPUT_NAME, torch.from_numpy(np.ascontiguousarray(images)))
+        interpreter.run({INPUT_NAME: images}, watch)
     if pictures is None:
         raise MfDeployError(
             "Cannot calibrate", "there are no pictures", "Give --calibration a folder of images."
         )
-    return {name: _usable(name, bounds) for name, bounds in recorder.ranges.items()}
+    return {name: _usable(name, histogram.range(method)) for name, histogram in histograms.items()}
 
 
-class RangeRecorder:
-    """Running minimum and maximum of the tensors ``names``."""
-
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
-        self.ranges: Ranges = {}
-
-    def __call__(self, name: str, value: torch.Tensor) -> None:
-        if name not in self.names:
-            return
-        low, high = (bound.item() for bound in torch.aminmax(value))
-        seen = self.ranges.setdefault(name, {"rmin": low, "rmax": high})
-        seen["rmin"], seen["rmax"] = min(low, seen["rmin"]), max(high, seen["rmax"])
-
-
-def _quantized_tensors(program: MilProgram) -> set[str]:
-    names = {INPUT_NAME}
-    for operation in program.operations:
-        if operation.op_type in QUANTIZED_OPERATIONS:
-            operands = [operation.inputs["x"], operation.inputs.get("y")]
-            names |= {variable.name for variable in operands if variable is not None}
-        if operation.op_type in QUANTIZED_OPERATIONS + FUSED_ACTIVATIONS:
-            names.add(operation.outputs[0].name)
-    return names
-
-
-def _usable(name: str, bounds: dict[str, float]) -> dict[str, float]:
-    low, high = bounds["rmin"], bounds["rmax"]
+def _usable(name: str, bounds: Range) -> Range:
+    low, high = bounds
     if not high - low <= FLOAT16_MAX:
-        raise MfDeployError(
-            "Cannot calibrate",
-            f"the activation {name} reaches {low} to {high} in float16",
-            "Use --scheme w8, or rescale the model.",
-        )
-    return {"rmin": low, "rmax": max(high, low + SMALLEST_SPREAD)}
+        raise _overflow(name)
+    return low, max(high, low + SMALLEST_SPREAD)
+
+
+def _overflow(name: str) -> MfDeployError:
+    return MfDeployError(
+        "Cannot calibrate",
+        f"the activation {name} overflows float16",
+        "Use --scheme w8, or rescale the model.",
+    )

@@ -58,6 +58,27 @@ def count_macs(model: nn.Module, input_size: int) -> int:
     return counter.macs
 
 
+def count_layers(model: nn.Module, input_size: int) -> dict[str, int]:
+    """Path of each convolution and linear layer → its multiply-adds for one image (0 where it is not run)."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    macs = dict.fromkeys(layers, 0)
+
+    def count(name: str, weight: torch.Tensor, out: torch.Tensor) -> None:
+        macs[name] += out.numel() * weight[0].numel()
+
+    hooks = [
+        layer.register_forward_hook(lambda m, _, out, name=name: count(name, m.weight, out))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, input_size, input_size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return macs
+
+
 class _MacCounter(TorchDispatchMode):
     """Adds up the operators for which PyTorch has a formula; it counts a multiply-add as two."""
 

@@ -1,0 +1,94 @@
+"""The search for a mixed plan: all of int8 that an accuracy budget allows."""
+
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
+
+from pydantic import Field
+
+from mf_deploy.artifact import Record
+from mf_deploy.calibration.sensitivity import Sensitivity, UnitSensitivity
+from mf_deploy.quantization import QuantPlan
+
+Objective = Literal["arm", "size", "npu"]
+"""What the plan should cost least: ARM instructions (an int8 multiply-add takes a quarter of a float one),
+bytes (int8 weights cost nothing either way), or work outside an NPU (each float part is one more island)."""
+
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+FALLBACK = "w8"
+"""What a part gets that may not be int8: its weights keep their size, its arithmetic is float."""
+
+
+class Verdict(Protocol):
+    """What a judge says of a plan; an accuracy report is one."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the budget is kept."""
+
+    sqnr_db: float
+
+
+class SearchStep(Record):
+    """One plan that was judged."""
+
+    in_float: list[str] = Field(description="units taken out of int8")
+    passed: bool
+    sqnr_db: float
+
+
+class SearchResult(Record):
+    """The plan found, whether it keeps the budget, and the way there."""
+
+    plan: QuantPlan
+    passed: bool
+    steps: list[SearchStep]
+
+
+def rank(units: list[UnitSensitivity], objective: Objective) -> list[str]:
+    """Units in the order in which they leave int8: the most noise for the least cost first."""
+
+    def gain(unit: UnitSensitivity) -> float:
+        return unit.noise / max(unit.macs, 1) if objective == "arm" else unit.noise
+
+    return [unit.unit for unit in sorted(units, key=gain, reverse=True) if unit.noise > 0]
+
+
+def search_plan(
+    sensitivity: Sensitivity, judge: Callable[[QuantPlan], Verdict], objective: Objective = "arm"
+) -> SearchResult:
+    """The plan with the fewest ranked units in float that keeps the budget.
+
+    The number of units in float is doubled until the judge is content, then halved in on: about
+    2·log₂(units) plans are judged. Where none is good enough, the result is the one with the best SQNR.
+
+    Args:
+        judge: says whether a plan keeps the accuracy budget, on images that calibration has not seen.
+    """
+    ranked = rank(sensitivity.units, objective)
+    everything = QuantPlan.uniform(sensitivity.model, "int8")
+    judged: dict[int, SearchStep] = {}
+
+    def plan_of(count: int) -> QuantPlan:
+        return everything.with_precision(sorted(ranked[:count]), FALLBACK)
+
+    def passes(count: int) -> bool:
+        if count not in judged:
+            verdict = judge(plan_of(count))
+            judged[count] = SearchStep(
+                in_float=ranked[:count], passed=verdict.passed, sqnr_db=verdict.sqnr_db
+            )
+        return judged[count].passed
+
+    good, bad = 0, -1
+    while not passes(good):
+        bad = good
+        if good == len(ranked):
+            break
+        good = min(max(1, 2 * good), len(ranked))
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if passes(middle) else (good, middle)
+    passed = judged[good].passed
+    best = good if passed else max(judged, key=lambda count: judged[count].sqnr_db)
+    return SearchResult(plan=plan_of(best), passed=passed, steps=list(judged.values()))
