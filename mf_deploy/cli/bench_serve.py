@@ -65,8 +65,19 @@ def serve(runs: tuple[Path, ...], port: int, host: str | None, http: bool, quick
         raise MfDeployError(what, why, "Export with --target onnx or --target tflite.")
     for folder in {offer.artifact.folder.parent for offer in offers}:
         check_writable(folder / "results" / "bench", force=True)
-    service = Service(offers, engines, secrets.token_urlsafe(16), _protocols(quick))
+    asked, token = _protocols(quick), secrets.token_urlsafe(16)
+    service = Service(offers, engines, token, asked, keep_result)
     asyncio.run(_serve(service, host or (ONLY_HERE if http else EVERYWHERE), port, http))
+
+
+def keep_result(result: "Received") -> bool:
+    """Save a result beside its artifacts, unless it is there from an earlier run of the server."""
+    from mf_deploy.report.results import result_path, save_result
+
+    if any(result_path(result.run, result.name).parent.glob(f"*-{result.id}.json")):
+        return False
+    save_result(result.run, result.name, result.report)
+    return True
 
 
 def _protocols(quick: bool) -> "dict[str, Protocol]":
@@ -91,11 +102,14 @@ async def _serve(service: "Service", host: str, port: int, http: bool) -> None:
 
     stop, loop, rows = asyncio.Event(), asyncio.get_running_loop(), list[list[str]]()
 
-    def arrived(result: "Received") -> None:
-        rows.append(_row(result))
-        loop.call_soon_threadsafe(click.echo, _line(result))
+    def keep(result: "Received") -> bool:
+        new = keep_result(result)
+        if new:
+            rows.append(_row(result))
+            loop.call_soon_threadsafe(click.echo, _line(result))
+        return new
 
-    service.received = arrived
+    service.keep = keep
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     addresses = [] if http else (lan_addresses() if host == EVERYWHERE else [host])
@@ -129,6 +143,8 @@ def _invite(urls: list[str], fingerprint: str | None) -> None:
 
 def _line(result: "Received") -> str:
     """One result as it arrives."""
+    from mf_deploy.report.figures import digits
+
     report = result.report
     what = f"{report.device.label}: {report.model}/{report.artifact}"
     measured = report.measurement
@@ -136,7 +152,9 @@ def _line(result: "Received") -> str:
         return f"{what}: not run: {report.not_run}"
     used = f"{measured.engine.name}, {measured.accelerator_used}, threads {report.threads}"
     of, ended = measured.statistics, f"; ended early: {measured.partial}" if measured.partial else ""
-    return f"{what}: p50 {of.p50_ms:.3g} ms, p90 {of.p90_ms:.3g} ms ({used}); {_verdict(result)}{ended}"
+    return (
+        f"{what}: p50 {digits(of.p50_ms)} ms, p90 {digits(of.p90_ms)} ms ({used}); {_verdict(result)}{ended}"
+    )
 
 
 def _verdict(result: "Received") -> str:
@@ -151,6 +169,8 @@ def _verdict(result: "Received") -> str:
 
 def _row(result: "Received") -> list[str]:
     """One result in the table at the end."""
+    from mf_deploy.report.figures import digits
+
     report, measured = result.report, result.report.measurement
     cells = [f"{report.model}/{report.artifact}", report.device.label]
     if measured is None:
@@ -158,7 +178,7 @@ def _row(result: "Received") -> list[str]:
     of = measured.statistics
     times = (measured.load_ms, measured.first_inference_ms, of.p50_ms, of.p90_ms)
     engine = f"{measured.engine.name}, {measured.accelerator_used}"
-    return [*cells, engine, str(report.threads), *(f"{time:.3g}" for time in times), _verdict(result)]
+    return [*cells, engine, str(report.threads), *map(digits, times), _verdict(result)]
 
 
 def _print_table(rows: list[list[str]]) -> None:

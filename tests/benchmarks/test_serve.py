@@ -7,12 +7,12 @@ import ssl
 import stat
 import threading
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from malformed_posts import malformed
 from serving import Running, running, valid_post
 from tiny_artifacts import write_tiny_artifact
 
@@ -23,6 +23,7 @@ from mf_deploy.benchmarks.server.app import Limits, Received, Service
 from mf_deploy.benchmarks.server.certificate import Certificate, certificate_for, lan_addresses
 from mf_deploy.benchmarks.server.engines import Engines, EnginesRecord, PackageRecord
 from mf_deploy.benchmarks.server.offers import Offer, offers_of
+from mf_deploy.cli.bench_serve import keep_result
 from mf_deploy.report import collect
 
 TOKEN = "the-right-token-of-this-server"
@@ -49,7 +50,7 @@ def service_of(offers: list[Offer], folder: Path, **changes: Any) -> Service:
         for name in ("onnxruntime-web", "@litertjs/core")
     ]
     engines = Engines(folder / "web-0", EnginesRecord(packages=packages, files=[]))
-    return Service(offers, engines, TOKEN, {"quick": Protocol.quick()}, **changes)
+    return Service(offers, engines, TOKEN, {"quick": Protocol.quick()}, keep_result, **changes)
 
 
 @pytest.fixture
@@ -67,7 +68,12 @@ def test_a_post_becomes_a_result_of_the_one_schema_that_the_report_shows(
     server: Running, offer: Offer
 ) -> None:
     heard: list[Received] = []
-    server.service.received = heard.append
+
+    def keep(result: Received) -> bool:
+        heard.append(result)
+        return keep_result(result)
+
+    server.service.keep = keep
     post = valid_post(offer)
     status, answer = server.post(post)
     assert status == 201
@@ -212,58 +218,6 @@ def test_a_body_that_never_ends_is_given_up(offer: Offer, certificate: Certifica
         connection.send(b"{")
         assert connection.getresponse().status == 408
         connection.close()
-
-
-def malformed(post: dict[str, Any], chance: random.Random) -> bytes:
-    """A valid post with one thing wrong: in its bytes, in its fields, or in a value somewhere in it."""
-    body = json.dumps(post).encode()
-    at = chance.randrange(len(body))
-    kind = chance.choice(["cut", "bytes", "nested", "missing", "extra", "value", "value", "value"])
-    if kind == "cut":
-        return body[:at]
-    if kind == "bytes":
-        return body[:at] + chance.choice([b"\x00", b"\xff", b"\xed\xa0\x80"]) + body[at + 1 :]
-    if kind == "nested":
-        return body[:-1] + b', "x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
-    post = deepcopy(post)
-    if kind == "missing":
-        of, key = chance.choice(REQUIRED)
-        del (post[of] if of else post)[key]
-    elif kind == "extra":
-        of = chance.choice([post, post["device"], post["measurement"], post["measurement"]["before"]])
-        of[chance.choice(["path", "__proto__", "statistics", "correctness", "images_per_s"])] = "../../x"
-    else:
-        spoil(post, chance)
-    return json.dumps(post).encode()
-
-
-REQUIRED = [
-    *(
-        ("", key)
-        for key in ("schema_version", "id", "artifact", "model_sha256", "engine", "device", "protocol")
-    ),
-    *(("device", key) for key in ("os", "browser", "cores")),
-    *(("measurement", key) for key in ("load_ms", "warmup_ms", "samples_ms", "before", "probe_logits")),
-]
-
-
-def spoil(post: dict[str, Any], chance: random.Random) -> None:
-    """Put a value where it does not belong."""
-    where: Any = post
-    key: Any = chance.choice([name for name in post if name != "not_run"])
-    path = [key]
-    while isinstance(where[key], dict | list) and chance.random() < 0.85:
-        where = where[key]
-        key = chance.choice(list(where)) if isinstance(where, dict) else chance.randrange(len(where))
-        path.append(key)
-    bad: list[Any] = [{"x": 1}, "../../../etc/passwd" * 40, float("nan"), 1e309, -(10**400)]
-    if isinstance(where[key], str):
-        bad = [12, {"x": 1}, ["a"], "../../../etc/passwd" * 40, ""]
-    elif where[key] is None:
-        bad = [{"x": 1}, [[]]]
-    elif isinstance(where[key], int | float) and "probe_logits" not in path:
-        bad.append(-1)
-    where[key] = chance.choice(bad)
 
 
 def test_a_thousand_malformed_posts_are_refused_and_none_is_kept(server: Running, offer: Offer) -> None:

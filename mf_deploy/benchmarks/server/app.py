@@ -18,7 +18,6 @@ from mf_deploy.benchmarks.server.engines import Engines
 from mf_deploy.benchmarks.server.offers import Offer
 from mf_deploy.benchmarks.server.posts import ENGINES, Post
 from mf_deploy.errors import MfDeployError
-from mf_deploy.report.results import result_path, save_result
 
 PAGE = Path(__file__).with_name("web")  # apps/web, which the package carries
 MAX_DEVICES = 1024  # addresses that are counted at a time
@@ -65,21 +64,26 @@ class Limits:
 
 @dataclass(frozen=True)
 class Received:
-    """A result that is now on disk."""
+    """A result that is to be saved under ``name``, which ends in ``id``, in the model folder ``run``."""
 
+    run: Path
+    name: str
+    id: str
     report: LatencyReport
-    path: Path
 
 
 @dataclass
 class Service:
-    """What the server offers and keeps; ``received`` hears each result once it is saved."""
+    """What the server offers, and to whom.
+
+    ``keep`` saves a result and says whether it is new; it is called for one result at a time.
+    """
 
     offers: list[Offer]
     engines: Engines
     token: str
     protocols: dict[str, Protocol]
-    received: Callable[[Received], None] = lambda result: None
+    keep: Callable[[Received], bool]
     limits: Limits = field(default_factory=Limits)
     _saved: dict[str, dict[str, object]] = field(default_factory=dict)
     _saving: threading.Lock = field(default_factory=threading.Lock)
@@ -189,12 +193,9 @@ class Service:
             if len(self._saved) >= self.limits.results:
                 raise web.HTTPTooManyRequests(reason="This server keeps no more results. Start it again.")
             run, name = offer.artifact.folder.parent, post.result_name(offer)
-            before = list(result_path(run, name).parent.glob(f"*-{post.id}.json"))
-            path = before[0] if before else save_result(run, name, report)
+            new = self.keep(Received(run, name, post.id, report))
             self._saved[post.id] = answer = _answer(report)
-            if not before:
-                self.received(Received(report, path))
-        return web.json_response(answer, status=200 if before else 201)
+        return web.json_response(answer, status=201 if new else 200)
 
 
 def _file(path: Path, caching: str) -> Handler:
