@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 SYSTEM_PACKAGES := qemu-user gcc libc6-dev chromium
+SYSTEM_PACKAGES += adb gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 # What builds the Android app; npm where there is none
 SYSTEM_PACKAGES += openjdk-17-jdk-headless aapt zipalign apksigner android-framework-res unzip
 SYSTEM_PACKAGES += $(shell command -v npm >/dev/null || echo npm)

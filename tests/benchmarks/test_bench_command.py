@@ -155,7 +155,11 @@ def test_interrupted_it_leaves_no_process_and_no_half_result(run_folder: Path) -
         (["--threads", "1,x"], "Bad --threads 1,x"),
         (["--threads", "1000"], "Cannot time 1000 threads"),
         (["--runs", "5", "--seconds", "1"], "Cannot use --runs with --seconds"),
+        (["--quick", "--sustained", "2m"], "Cannot use --quick with --sustained"),
+        (["--sustained", "forever"], "Bad --sustained forever"),
         (["--runs", "0"], "0 is not in the range"),
+        (["--cores", "0"], "Cannot use --cores on host"),
+        (["--device", "arm:cortex-a76", "--quick"], "Cannot use --quick on arm:cortex-a76"),
         (["--vs", "nowhere"], "nowhere: no such folder"),
         (["--json", "/dev/null/x.json"], "Cannot write"),
     ],
@@ -168,6 +172,38 @@ def test_bad_options_are_refused_in_one_line_before_anything_runs(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(run_folder.glob("results/*"))
+
+
+def test_sustained_keeps_a_time_series(run_folder: Path) -> None:
+    done = mf_bench(run_folder / "onnx-w8a8", "--sustained", "1s")
+    assert done.returncode == 0, done.stderr
+    report = read_result(run_folder, "onnx-w8a8")
+    measured = report.measurement
+    assert measured is not None
+    assert measured.sampled_at_s is not None
+    assert len(measured.sampled_at_s) == len(measured.samples_ms)
+    assert measured.sampled_at_s[-1] >= 1.0
+    assert report.protocol.min_seconds == 1.0
+
+
+def test_the_protocol_is_mlperf_mobile_s_unless_told_otherwise() -> None:
+    default, quick = Protocol.single_stream(seed=3), Protocol.quick()
+    assert (default.min_runs, default.min_seconds, default.seed) == (1024, 60.0, 3)
+    assert (quick.min_runs, quick.min_seconds) == (200, 0.0)
+
+
+def test_models_are_timed_in_an_order_of_the_seed_and_shown_in_their_own(run_folder: Path) -> None:
+    orders = set()
+    for seed in (0, 1):
+        done = mf_bench(run_folder, "--runs", "1", "--seed", str(seed), "--json", "-")
+        assert done.returncode == 0, done.stderr
+        reports = BenchReport.model_validate_json(done.stdout).reports
+        assert [report.artifact for report in reports] == ["coreml-fp32", "onnx-fp32", "onnx-w8a8"]
+        assert {report.protocol.seed for report in reports} == {seed}
+        times = {of.artifact: (run_folder / "results").glob(f"bench-{of.artifact}-*") for of in reports}
+        written = {name: next(paths).stat().st_mtime_ns for name, paths in times.items()}
+        orders.add(tuple(sorted(written, key=lambda name: written[name])))
+    assert len(orders) == 2
 
 
 def test_json_on_standard_output_is_nothing_but_json(run_folder: Path) -> None:

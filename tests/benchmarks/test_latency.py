@@ -1,11 +1,13 @@
 """The statistics, the schema and the ratio against values worked out by other means."""
 
+import json
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from mf_deploy.benchmarks.latency import Conditions, EngineInfo, LatencyStatistics, Measurement
+from mf_deploy.benchmarks.latency import Conditions, EngineInfo, LatencyReport, LatencyStatistics, Measurement
 from mf_deploy.benchmarks.ratio import ratio_of_medians
 
 
@@ -52,6 +54,64 @@ def test_a_measurement_whose_statistics_do_not_follow_from_its_samples_is_refuse
 def test_impossible_samples_are_refused(samples: list[float]) -> None:
     with pytest.raises(ValidationError, match="samples_ms"):
         Measurement.model_validate(measurement(samples_ms=samples))
+
+
+@pytest.mark.parametrize("times", [[0.1, 0.2], [0.1, 0.3, 0.2], [0.1, 0.2, float("nan")]])
+def test_a_time_series_that_does_not_fit_the_samples_is_refused(times: list[float]) -> None:
+    Measurement.model_validate(measurement(sampled_at_s=[0.1, 0.2, 0.3]))
+    with pytest.raises(ValidationError, match="sampled_at_s"):
+        Measurement.model_validate(measurement(sampled_at_s=times))
+
+
+def test_a_device_that_tells_nothing_of_itself_still_fits() -> None:
+    browser = measurement(
+        accelerator_requested="webgpu", accelerator_used=None, partial="the page was closed"
+    )
+    del browser["rss_before_load_bytes"], browser["peak_rss_bytes"]
+    assert Measurement.model_validate(browser).peak_rss_bytes is None
+    assert Conditions(thermal_state="serious").battery_percent is None
+    for wrong in ({"thermal_state": "hot"}, {"battery_percent": 101}, {"temperature_c": float("nan")}):
+        with pytest.raises(ValidationError):
+            Conditions.model_validate(wrong)
+
+
+def test_a_result_of_version_1_is_still_read() -> None:
+    device = {"name": "host", "cpu": "x", "cores": 2, "memory_bytes": 1, "os": "Linux"}
+    engine = {"name": "onnxruntime", "version": "1.0"}
+    before = {"load_average": 0.5, "temperature_c": None, "battery_percent": None, "charging": None}
+    old = {
+        "schema_version": 1,
+        "artifact": "onnx-fp32",
+        "model": "tiny",
+        "target": "onnx",
+        "scheme": "fp32",
+        "model_sha256": "0" * 64,
+        "model_bytes": 1,
+        "batch": 1,
+        "kind": "host",
+        "device": device,
+        "threads": 1,
+        "protocol": {
+            "min_runs": 200, "min_seconds": 0.0, "warmup_runs": 10, "warmup_seconds": 0.5, "seed": 0,
+        },
+        "measurement": measurement(engine=engine, before=before, after=before),
+        "not_run": None,
+        "created": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    report = LatencyReport.model_validate(old)
+    assert report.measurement is not None
+    assert report.measurement.accelerator_used == "cpu"
+    with pytest.raises(ValidationError, match="schema_version"):
+        LatencyReport.model_validate({**old, "schema_version": 3})
+
+
+def test_the_json_schema_names_every_field_that_apps_must_fill() -> None:
+    schema = LatencyReport.model_json_schema()
+    fields = schema["$defs"]["Measurement"]["properties"]
+    for name in ("samples_ms", "sampled_at_s", "probe_logits", "correctness", "placement", "partial"):
+        assert name in fields
+    assert schema["properties"]["kind"]["enum"] == ["device", "host", "emulated", "estimated", "browser"]
+    assert json.loads(json.dumps(schema)) == schema
 
 
 def test_the_ratio_interval_covers_the_truth_as_often_as_it_says() -> None:

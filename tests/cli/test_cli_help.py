@@ -14,7 +14,8 @@ COMMANDS = {
     for entry in entry_points(group="console_scripts")
     if entry.value.startswith("mf_deploy.")
 }
-SUBCOMMANDS = ["mf-deploy doctor", "mf-deploy models", "mf-deploy setup", "mf-deploy setup arm"]
+SUBCOMMANDS = ["mf-deploy doctor", "mf-deploy models", "mf-deploy setup"]
+SUBCOMMANDS += ["mf-deploy setup arm", "mf-deploy setup adb"]
 
 ASK = """
 import json, sys
