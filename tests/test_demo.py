@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -70,20 +69,6 @@ def test_the_training_example_writes_a_checkpoint_that_loads(tmp_path: Path) -> 
     assert f"{checkpoint}: " in printed
     assert load_model("mobile_former_26m", checkpoint).classifier.classifier[1].out_features == 10
     assert "CC BY 4.0" in checkpoint.with_suffix(".md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder and the printed lines of the demo, run where an export of another model lies already."""
-    out = tmp_path_factory.mktemp("demo")
-    scripts = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}"}
-    earlier = ["mf-export", "mobile_former_26m", "--target", "onnx", "--random-weights", "--out", str(out)]
-    subprocess.run(earlier, env=environment, check=True, capture_output=True)
-    command = ["bash", str(ROOT / "examples/demo.sh"), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
 
 
 @pytest.mark.slow
