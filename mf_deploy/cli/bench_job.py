@@ -57,10 +57,7 @@ class Job:
         """Rest before a model that follows another one."""
         seconds = self.protocol.cool_down_seconds
         if self._warm and seconds:
-            start = time.monotonic()
-            _with_progress(
-                f"cooling down for {seconds:g} s", lambda progress: _rest(start, seconds, progress)
-            )
+            _with_progress(f"cooling down for {seconds:g} s", lambda progress: _rest(seconds, progress))
 
     def compare(self, artifact: "Artifact", partner: "Artifact", threads: int) -> None:
         """Time two artifacts in turns.

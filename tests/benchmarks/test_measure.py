@@ -50,7 +50,7 @@ def test_seconds_are_a_lower_bound_and_progress_rises_to_the_end() -> None:
     assert elapsed >= 0.7
     assert 0 < sum(timed.samples_ms) / 1e3 <= elapsed
     assert timed.sampled_at_s == sorted(timed.sampled_at_s)
-    assert 0.7 <= timed.sampled_at_s[-1] <= elapsed
+    assert 0.5 < timed.sampled_at_s[-1] <= elapsed
     assert heard == sorted(heard)
     assert 0 < heard[-1] <= 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from packaging.version import Version
 from pydantic import Field
 
 from mf_deploy.artifact import FileInfo, Record, list_files, read_record, sha256_of, whole_folder
@@ -30,6 +31,7 @@ ENGINES = {
     "onnx": ("onnxruntime", "onnxruntime/capi/libonnxruntime.so.{version}", "libonnxruntime.so.1"),
     "tflite": ("ai-edge-litert", "ai_edge_litert/libLiteRt.so", "libLiteRt.so"),
 }
+OLDEST_LITERT = Version("2.2")  # whose C interface tflite.c declares
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
 RECORD_NAME = "runner.json"
 
@@ -105,6 +107,10 @@ def set_up(force: bool = False, progress: Progress = lambda step: None) -> Runne
     require_debian()
     require_program(COMPILER, COMPILER_PACKAGES, "it compiles the runner for phones")
     record = RunnerRecord.of_this_machine()
+    litert = record.engines.get("tflite")
+    if litert and Version(litert) < OLDEST_LITERT:
+        what, why = f"Cannot use ai-edge-litert {litert} on phones", "its C interface is an older one"
+        raise MfDeployError(what, why, f"Run: pip install 'ai-edge-litert>={OLDEST_LITERT}'", MISSING_TOOL)
     with alone(record.folder):
         if not force:
             try:
