@@ -126,6 +126,7 @@ class Manifest(Record):
     quantization: Quantization
     plan: dict[str, str] | None = Field(None, description="module path to precision, as it was asked for")
     calibration: Calibration | None = None
+    ran_on: list[str] = Field([], description="emulated ARM CPUs that ran it before it was handed over")
     rewrites: list[str]
     parity: Parity
     tools: dict[str, str]

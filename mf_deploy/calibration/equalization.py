@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from mf_deploy.artifact import Target
 from mf_deploy.data import LabelledImages
-from mf_deploy.export.lower import lower
+from mf_deploy.export.lower import REWRITES, DeployGraph, lower
 from mf_deploy.export.lower.equalize import Equalize, equalizable
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.models.stored import ModelRecord
@@ -36,3 +37,14 @@ def measure_equalization(model: nn.Module, record: ModelRecord, images: Labelled
             if seen >= MAX_IMAGES:
                 break
     return Equalize({path: peak.clone() for path, peak in peaks.items()})
+
+
+def equalized(
+    model: nn.Module, record: ModelRecord, target: Target, batch: int, images: LabelledImages
+) -> DeployGraph:
+    """The deploy graph of ``model``, its channels equalized by ``images`` where it has dynamic ReLUs."""
+    equalize = measure_equalization(model, record, images)
+    if equalize is None:
+        return lower(model, record, target, batch)
+    fold, *others = REWRITES[target]
+    return lower(model, record, target, batch, (fold, equalize, *others))

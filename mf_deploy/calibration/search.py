@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mf_deploy.artifact import Record
 from mf_deploy.calibration.sensitivity import Sensitivity, UnitSensitivity
-from mf_deploy.quantization import QuantPlan
+from mf_deploy.quantization import Precision, QuantPlan
 
 Objective = Literal["arm", "size", "npu"]
 """What the plan should cost least: ARM instructions (an int8 multiply-add takes a quarter of a float one),
@@ -15,7 +15,7 @@ bytes (int8 weights cost nothing either way), or work outside an NPU (each float
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
-FALLBACK = "w8"
+FALLBACK: Precision = "w8"
 """What a part gets that may not be int8: its weights keep their size, its arithmetic is float."""
 
 

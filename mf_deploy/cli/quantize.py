@@ -8,19 +8,29 @@ import click
 from mf_deploy.cli.command import Name, run_command, working
 from mf_deploy.cli.export import print_artifacts
 from mf_deploy.cli.options import TARGET_CHOICES, open_run, targets_of
+from mf_deploy.errors import MfDeployError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mf_deploy.artifact import Target
     from mf_deploy.data import LabelledImages
     from mf_deploy.export import Probe
+    from mf_deploy.export.lower import DeployGraph
     from mf_deploy.models.stored import ModelRecord
+    from mf_deploy.quantization import QuantPolicy
 
 EPILOG = """\b
 Examples:
   mf-quantize runs/mobile_former_294m --calibration photos/
   mf-quantize runs/mobile_former_294m --target tflite --scheme w8 --calibration photos.tar
+  mf-quantize runs/mobile_former_294m --target onnx --scheme mixed --calibration train/ \\
+      --max-drop 0.5 --data val/ --report
+  mf-quantize runs/mobile_former_294m --target onnx --calibration train/ --plan plan.json
 """
+
+SCHEMES = ("w8a8", "w8a16", "w8", "fp16", "mixed")
+INTERFACES = ("float", "uint8", "int8")
 
 
 @click.command("mf-quantize", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,15 +41,43 @@ Examples:
     required=True,
     help="Training images, never the ones you check with: a folder, .tar, .zip or .parquet.",
 )
-@click.option("--scheme", type=Name("scheme", ("w8a8", "w8", "fp16")), default="w8a8", show_default=True)
+@click.option("--scheme", type=Name("scheme", SCHEMES), help="Default: w8a8, or mixed with --plan.")
 @click.option("--target", type=Name("target", TARGET_CHOICES), help="Default: the targets that RUN has.")
 @click.option(
     "--samples", type=click.IntRange(1), default=256, show_default=True, help="Images to calibrate on."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which images --samples picks.")
 @click.option(
-    "--input", "input_kind", type=Name("input", ("float", "uint8")), default="float", show_default=True
+    "--ranges",
+    type=Name("range method", ("minmax", "percentile", "mse")),
+    help="How activation ranges are chosen. Default: as measured best for the target.",
 )
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Module to precision, as JSON.")
+@click.option(
+    "--max-drop", type=click.FloatRange(0, 100), metavar="PT", help="Budget of a mixed search: top-1 points."
+)
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Budget: same top-1 as PyTorch."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled images to judge the budget on.")
+@click.option("--limit", type=click.IntRange(1), help="Take this many of --data.")
+@click.option(
+    "--objective",
+    type=Name("objective", ("arm", "size", "npu")),
+    default="arm",
+    show_default=True,
+    help="What a mixed plan should cost least: ARM instructions, bytes, parts outside an NPU.",
+)
+@click.option("--report", is_flag=True, help="Also draw what int8 costs each part: RUN/plans/*.html.")
+@click.option(
+    "--io",
+    "interface",
+    type=Name("interface", INTERFACES),
+    default="float",
+    show_default=True,
+    help="Input and output: floats, or integers (the picture itself, and coded logits).",
+)
+@click.option("--input", "input_kind", type=Name("input", INTERFACES), help="The input alone. Default: --io.")
 @click.option(
     "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Static batch size."
 )
@@ -52,37 +90,93 @@ def command(
     target: str | None,
     samples: int,
     seed: int,
-    input_kind: str,
+    ranges: Any,
+    plan_file: Path | None,
+    max_drop: float | None,
+    min_agreement: float | None,
+    data: Path | None,
+    limit: int | None,
+    objective: Any,
+    report: bool,
+    interface: Any,
+    input_kind: Any,
     batch: int,
     force: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Quantize the model of RUN by calibration images.
 
-    w8a8: weights and activations in int8. w8: weights only. Writes RUN/TARGET-SCHEME/.
+    w8a8: weights and activations in int8. w8a16: 16-bit activations, for NPUs. w8: weights only. mixed:
+    int8 except where --max-drop points of accuracy would be lost on --data; the plan found is kept in
+    RUN/plans/, can be edited, and is used again with --plan. Writes RUN/TARGET-SCHEME/.
     """
-    from mf_deploy.artifact import check_writable, find_artifacts
+    from mf_deploy.artifact import check_writable, find_artifacts, read_record
+    from mf_deploy.calibration.plausibility import implausible
+    from mf_deploy.cli.quantize_mixed import Budget, search_and_write
     from mf_deploy.data import open_images
     from mf_deploy.export import ExportOptions, artifact_name, get_exporter, quantize
-    from mf_deploy.export.lower import lower
-    from mf_deploy.quantization import QuantPolicy
+    from mf_deploy.export.module_paths import weighted_modules
+    from mf_deploy.quantization import QuantPlan, QuantPolicy
 
     folder, model, record = open_run(run)
     targets = targets_of(target) if target else sorted({a.manifest.target for a in find_artifacts(run)})
-    policy = QuantPolicy(scheme)
-    folders = {each: folder / artifact_name(each, scheme) for each in targets}
+    fix = "Take one of RUN/plans/, or write {'schema_version': 1, 'model': ..., 'modules': {'': 'int8'}}."
+    plan = read_record(plan_file, QuantPlan, fix) if plan_file else None
+    policy = QuantPolicy(scheme or ("mixed" if plan else "w8a8"), plan, ranges)
+    searching = policy.scheme == "mixed" and plan is None
+    budget = Budget.of(max_drop, min_agreement, data, limit, objective, report) if searching else None
+    if not searching and (max_drop is not None or min_agreement is not None or data is not None or report):
+        raise MfDeployError(
+            "Cannot use --max-drop, --min-agreement, --data or --report here",
+            "they belong to a search",
+            "Add --scheme mixed, without --plan; or check the artifact afterwards with mf-check.",
+        )
+    folders = {each: folder / artifact_name(each, policy.scheme) for each in targets}
     for each, out in folders.items():
-        get_exporter(each)
+        get_exporter(each).refuse(policy.scheme)
         check_writable(out, force)
     images = open_images(calibration, samples, seed)
+    for oddity in implausible(images, record.preprocessing):
+        click.echo(f"warning: {oddity}", err=True)
     probe = _probe(model, images, record)
-    options = ExportOptions(input="uint8" if input_kind == "uint8" else "float")
-    artifacts = []
+    options = ExportOptions(input=input_kind or interface, output=interface)
+    if plan:
+        plan.check(weighted_modules(model).values())
+    artifacts, kept = [], True
     for each, out in folders.items():
-        with working(f"Quantizing {record.source.name} for {each} ({scheme})"):
-            graph = lower(model, record, each, batch)
-            artifacts.append(quantize(graph, each, images, policy, out, probe, options, force))
+        with working(f"Quantizing {record.source.name} for {each} ({policy.scheme})"):
+            graph = _lowered(model, record, each, batch, images, policy)
+            if budget is None:
+                artifacts.append(quantize(graph, each, images, policy, out, probe, options, force))
+        if budget is not None:
+            artifact, passed = search_and_write(
+                graph, each, images, policy, out, probe, options, force, budget
+            )
+            artifacts.append(artifact)
+            kept = kept and passed
     print_artifacts(artifacts, as_json)
+    missing = [a.name for a in artifacts if a.manifest.target != "coreml" and not a.manifest.ran_on]
+    if missing and policy.scheme != "fp16":
+        click.echo(f"not run on ARM: {', '.join(missing)} (mf-deploy setup arm prepares that)", err=True)
+    return 0 if kept else 1
+
+
+def _lowered(
+    model: "nn.Module",
+    record: "ModelRecord",
+    target: "Target",
+    batch: int,
+    images: "LabelledImages",
+    policy: "QuantPolicy",
+) -> "DeployGraph":
+    """The deploy graph; with its channels equalized by calibration images where activations are quantized."""
+    from mf_deploy.calibration.equalization import equalized
+
+    if not policy.needs_ranges:
+        from mf_deploy.export.lower import lower
+
+        return lower(model, record, target, batch)
+    return equalized(model, record, target, batch, images)
 
 
 def _probe(model: "nn.Module", images: "LabelledImages", record: "ModelRecord") -> "Probe":

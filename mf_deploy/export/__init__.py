@@ -1,7 +1,7 @@
 """Write artifacts: float exports and quantized ones, each proven before it is handed over."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +20,12 @@ from mf_deploy.artifact import (
     Manifest,
     Parity,
     Quantization,
+    Scheme,
     list_files,
     whole_folder,
 )
 from mf_deploy.errors import GATE_FAILED, MfDeployError, nearest, require
+from mf_deploy.export.arm_proof import prove_on_arm
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.parity import gate_parity, measure_parity, seeded_pictures
@@ -33,9 +35,21 @@ from mf_deploy.quantization import QuantPlan, QuantPolicy
 if TYPE_CHECKING:
     from mf_deploy.data import LabelledImages
 
-__all__ = ["ExportOptions", "Probe", "Quantizer", "describe", "export", "get_exporter", "quantize"]
+__all__ = [
+    "Calibrated",
+    "ExportOptions",
+    "Probe",
+    "Quantizer",
+    "calibrate",
+    "describe",
+    "export",
+    "get_exporter",
+    "quantize",
+    "write_quantized",
+]
 
 PARITY_SAMPLES = 4
+MIN_CALIBRATION_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -111,33 +125,31 @@ def export(
     return Artifact.open(out)
 
 
-def quantize(
+@dataclass(frozen=True)
+class Calibrated:
+    """A graph that is ready to be quantized by any plan, and the images that made it so."""
+
+    exporter: TargetExporter
+    graph: DeployGraph
+    quantizer: Quantizer
+    images: Calibration | None
+
+
+def calibrate(
     graph: DeployGraph,
     target: str,
     calibration: "LabelledImages",
     policy: QuantPolicy,
-    out: Path,
-    probe: Probe,
     options: ExportOptions = ExportOptions(),  # noqa: B008 (frozen)
-    force: bool = False,
-    choose: Callable[[Quantizer], QuantPlan] | None = None,
-) -> Artifact:
-    """Write ``graph`` quantized by ``policy`` as the artifact folder ``out``.
-
-    Args:
-        choose: finds the plan, for a policy that leaves it open.
+) -> Calibrated:
+    """Convert ``graph`` for ``target`` and measure on ``calibration`` what ``policy`` needs to know.
 
     Raises:
-        MfDeployError: as ``export``; also for a plan that names unknown modules, when nothing was quantized,
-            or when no calibration image is usable.
+        MfDeployError: a target that has no such arithmetic, a model that it cannot express, or fewer than
+            two usable images for a policy that needs them.
     """
     exporter = get_exporter(target)
-    if policy.scheme not in exporter.quantized_schemes:
-        raise MfDeployError(
-            f"Cannot quantize to {policy.scheme} for {target}",
-            "its engine has no such arithmetic",
-            f"Choose one of: {', '.join(exporter.quantized_schemes)}.",
-        )
+    exporter.refuse(policy.scheme)
     digests: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -147,34 +159,64 @@ def quantize(
             if len(batch.pictures) == graph.batch:
                 digests.extend(batch.digests)
                 yield batch.pictures
-        if not digests:
+        if len(digests) < MIN_CALIBRATION_IMAGES:
             raise MfDeployError(
                 f"Too few images in {calibration.path}",
-                f"none of the batches of {graph.batch} is full",
-                "Give more calibration images, or a smaller --batch.",
+                f"{len(digests)} in whole batches of {graph.batch}; the range of an activation needs more",
+                f"Give at least {MIN_CALIBRATION_IMAGES} calibration images, better 256.",
             )
 
+    quantizer = exporter.quantizer(graph, policy, options, batches)
+    return Calibrated(exporter, graph, quantizer, _calibration(calibration, digests) if digests else None)
+
+
+def write_quantized(
+    calibrated: Calibrated, plan: QuantPlan, scheme: Scheme, out: Path, probe: Probe, force: bool = False
+) -> Artifact:
+    """Write the artifact folder ``out``: the model quantized by ``plan``, proven on this machine and on ARM.
+
+    Raises:
+        MfDeployError: as ``export``; also for a plan of unknown modules, or when nothing was quantized.
+    """
+    exporter, graph = calibrated.exporter, calibrated.graph
+    plan.check(weighted_modules(probe.model).values())
     with whole_folder(out, force) as folder:
-        plan = None
-        if policy.scheme == "fp16":
-            written = exporter.write(graph, policy.scheme, options, folder)
-        else:
-            quantizer = exporter.quantizer(graph, policy, options, batches)
-            plan = choose(quantizer) if choose else policy.plan_for(graph.record.source.name)
-            plan.check(weighted_modules(probe.model).values())
-            written = quantizer.write(plan, folder)
-        manifest = describe(folder, exporter, graph, policy.scheme, written)
-        manifest.plan = dict(plan.modules) if plan else None
-        manifest.calibration = _calibration(calibration, digests) if digests else None
-        if plan and not manifest.quantization.parameters.get("int8"):
+        written = calibrated.quantizer.write(plan, folder)
+        manifest = describe(folder, exporter, graph, scheme, written)
+        manifest.plan, manifest.calibration = dict(plan.modules), calibrated.images
+        if not manifest.quantization.parameters.get("int8"):
             raise MfDeployError(
-                f"Nothing was quantized for {target}",
+                f"Nothing was quantized for {exporter.name}",
                 "no weight is int8",
                 "Choose another scheme, or a plan that leaves less in fp32.",
                 GATE_FAILED,
             )
-        _finish(Artifact(folder, manifest), out.name, probe)
+        artifact = Artifact(folder, manifest)
+        manifest.ran_on = prove_on_arm(artifact, out.name, probe.pictures)
+        _finish(artifact, out.name, probe)
     return Artifact.open(out)
+
+
+def quantize(
+    graph: DeployGraph,
+    target: str,
+    calibration: "LabelledImages",
+    policy: QuantPolicy,
+    out: Path,
+    probe: Probe,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 (frozen)
+    force: bool = False,
+) -> Artifact:
+    """Write ``graph`` quantized by ``policy`` as the artifact folder ``out``.
+
+    Raises:
+        MfDeployError: as ``calibrate`` and ``write_quantized``.
+    """
+    if policy.scheme == "fp16":
+        return export(graph, target, policy.scheme, out, probe, options, force)
+    calibrated = calibrate(graph, target, calibration, policy, options)
+    plan = policy.plan_for(graph.record.source.name)
+    return write_quantized(calibrated, plan, policy.scheme, out, probe, force)
 
 
 def _calibration(images: "LabelledImages", digests: list[str]) -> Calibration:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mf_deploy.artifact import Quantization, Scheme, Target, TensorInfo
+from mf_deploy.errors import MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.quantization import Interface, QuantPlan, QuantPolicy
 
@@ -87,6 +88,15 @@ class TargetExporter(ABC):
                 pictures, exactly ``graph.batch`` of them at a time, never all in memory. A policy of
                 weights alone does not call it.
         """
+
+    def refuse(self, scheme: Scheme) -> None:
+        """Raise an error for a scheme that this target's engines have no arithmetic for."""
+        if scheme not in self.quantized_schemes:
+            raise MfDeployError(
+                f"Cannot quantize to {scheme} for {self.name}",
+                "its engine has no such arithmetic",
+                f"Choose one of: {', '.join(self.quantized_schemes)}.",
+            )
 
     @abstractmethod
     def count(self, model_path: Path) -> Quantization:

@@ -1,0 +1,188 @@
+"""The search behind ``mf-quantize --scheme mixed``: sensitivity, plan, verdict, and what is kept of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import click
+
+from mf_deploy.cli.command import console, working
+from mf_deploy.errors import MfDeployError
+
+if TYPE_CHECKING:
+    from mf_deploy.artifact import Artifact, Target
+    from mf_deploy.calibration.search import Objective, SearchResult
+    from mf_deploy.calibration.sensitivity import Sensitivity
+    from mf_deploy.data import LabelledImages
+    from mf_deploy.evaluation.accuracy import AccuracyReport
+    from mf_deploy.evaluation.gates import Gates
+    from mf_deploy.export import ExportOptions, Probe
+    from mf_deploy.export.lower import DeployGraph
+    from mf_deploy.quantization import QuantPlan, QuantPolicy
+
+PLANS_FOLDER = "plans"
+DEFAULT_MAX_DROP = 0.5
+SENSITIVITY_IMAGES = 64
+SHOWN_UNITS = 15
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a mixed plan must keep, on which images, and what it should cost least."""
+
+    gates: "Gates"
+    data: Path
+    limit: int | None
+    objective: "Objective"
+    report: bool
+
+    @classmethod
+    def of(
+        cls,
+        max_drop: float | None,
+        min_agreement: float | None,
+        data: Path | None,
+        limit: int | None,
+        objective: "Objective",
+        report: bool,
+    ) -> Self:
+        """The budget that the command line asks for: half a point where it names none.
+
+        Raises:
+            MfDeployError: there are no images to judge it on.
+        """
+        from mf_deploy.evaluation.gates import Gates
+
+        if data is None:
+            raise MfDeployError(
+                "No images to judge the accuracy budget on",
+                "a mixed plan is searched for",
+                "Give labelled --data, not those of --calibration; or give --plan.",
+            )
+        if max_drop is None and min_agreement is None:
+            max_drop = DEFAULT_MAX_DROP
+        gates = Gates(max_drop_points=max_drop, min_agreement_percent=min_agreement)
+        return cls(gates, data, limit, objective, report)
+
+
+def search_and_write(
+    graph: "DeployGraph",
+    target: "Target",
+    images: "LabelledImages",
+    policy: "QuantPolicy",
+    out: Path,
+    probe: "Probe",
+    options: "ExportOptions",
+    force: bool,
+    budget: Budget,
+) -> "tuple[Artifact, bool]":
+    """Find a plan within ``budget`` and write its artifact; where there is none, the best one, apart.
+
+    Returns:
+        the artifact, and whether it keeps the budget.
+    """
+    from mf_deploy.artifact import write_whole
+    from mf_deploy.calibration.search import search_plan
+    from mf_deploy.calibration.trials import Trials
+    from mf_deploy.data import open_images
+    from mf_deploy.evaluation.budget import BudgetJudge
+    from mf_deploy.export import calibrate, write_quantized
+
+    run, plans = out.parent, out.parent / PLANS_FOLDER
+    judged_on = open_images(budget.data, budget.limit)
+    with working(f"Calibrating {graph.record.source.name} for {target}"):
+        calibrated = calibrate(graph, target, images, policy, options)
+    trials = Trials(calibrated.exporter, graph, calibrated.quantizer)
+    sensitivity = _measure(trials, images, probe, target)
+    plans.mkdir(exist_ok=True)
+    write_whole(plans / f"{target}-sensitivity.json", sensitivity.model_dump_json(indent=2).encode())
+    _print_sensitivity(sensitivity)
+    if budget.report:
+        from mf_deploy.report.sensitivity import render_sensitivity
+
+        page = plans / f"{target}-sensitivity.html"
+        write_whole(page, render_sensitivity(sensitivity).encode())
+        click.echo(f"drawn in {page}", err=True)
+    judge = BudgetJudge(run, trials, judged_on, budget.gates)
+    judged: list[AccuracyReport] = []
+
+    def judge_aloud(plan: "QuantPlan") -> "AccuracyReport":
+        with working(f"Judging plan {len(judged) + 1} on {len(judged_on)} images"):
+            verdict = judge(plan)
+        judged.append(verdict)
+        click.echo(_verdict_line(plan, verdict), err=True)
+        return verdict
+
+    result = search_plan(sensitivity, judge_aloud, budget.objective)
+    if not result.passed:
+        out = out.with_name(f"{out.name}-over-budget")
+    write_whole(plans / f"{out.name}.json", result.plan.model_dump_json(indent=2).encode())
+    with working(f"Writing {out.name}"):
+        artifact = write_quantized(calibrated, result.plan, policy.scheme, out, probe, force)
+    if not result.passed:
+        _print_failure(artifact, budget, result, judged)
+    return artifact, result.passed
+
+
+def _measure(trials: object, images: "LabelledImages", probe: "Probe", target: str) -> "Sensitivity":
+    from mf_deploy.calibration.sensitivity import measure_sensitivity
+    from mf_deploy.calibration.trials import Trials
+    from mf_deploy.models.counting import count_layers
+
+    assert isinstance(trials, Trials)
+    preprocessing = trials.graph.record.preprocessing
+    pictures = next(iter(images.batches(preprocessing, SENSITIVITY_IMAGES))).pictures
+    macs = count_layers(probe.model, preprocessing.input_size)
+    with _bar(f"Sensitivity of {target}") as progress:
+        return measure_sensitivity(trials, pictures, macs, progress)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, drawn only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    out = Console(stderr=True)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_sensitivity(sensitivity: "Sensitivity") -> None:
+    """The most sensitive units, worst first."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=f"Alone in int8 ({sensitivity.images} images)")
+    for heading in ("unit", "MACs M", "SQNR dB", "agreement"):
+        table.add_column(heading, justify="left" if heading == "unit" else "right")
+    for unit in sensitivity.units[:SHOWN_UNITS]:
+        table.add_row(unit.unit, f"{unit.macs / 1e6:.2f}", f"{unit.sqnr_db:.1f}", f"{unit.agreement:.1%}")
+    console().print(table)
+
+
+def _verdict_line(plan: "QuantPlan", verdict: "AccuracyReport") -> str:
+    left = [path for path, precision in plan.modules.items() if path and precision != "int8"]
+    drop = f"drop {verdict.drop.points:+.2f} pt, " if verdict.drop else ""
+    passed = "keeps the budget" if verdict.passed else "over budget"
+    return (
+        f"{len(left)} units in float: {drop}agreement {verdict.agreement.percent:.1f} %, "
+        f"{verdict.sqnr_db:.1f} dB: {passed}"
+    )
+
+
+def _print_failure(
+    artifact: "Artifact", budget: Budget, result: "SearchResult", judged: "list[AccuracyReport]"
+) -> None:
+    best = max(judged, key=lambda report: report.sqnr_db)
+    limits = [
+        f"{gate.gate} {gate.limit:g}: {gate.value:+.2f} [{gate.low:+.2f}, {gate.high:+.2f}], {gate.verdict}"
+        for gate in best.gates
+    ]
+    click.echo(
+        f"The budget cannot be met on {budget.data} ({'; '.join(limits)}). "
+        f"The best plan of {len(result.steps)} is kept apart, in {artifact.folder}.",
+        err=True,
+    )
