@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from mf_deploy.artifact import SCHEMES, TARGETS, Artifact, artifact_folders, find_artifacts
 from mf_deploy.benchmarks.instructions import InstructionReport
-from mf_deploy.benchmarks.latency import LatencyReport
+from mf_deploy.benchmarks.latency import Kind, LatencyReport
 from mf_deploy.errors import MfDeployError
 from mf_deploy.report.results import load_results
+
+KINDS: tuple[Kind, ...] = ("device", "browser", "host", "emulated", "estimated")
 
 if TYPE_CHECKING:
     from mf_deploy.evaluation.accuracy import AccuracyReport
@@ -18,35 +20,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What latencies must share to be compared: the machine, the worth of its times, the threads."""
+    """What latencies must share to be compared: the device, the worth of its times, and how it was asked."""
 
     kind: str
     device: str
-    cpu: str
-    threads: int
+    label: str
+    accelerator: str = "cpu"
+    threads: int = 1
+    cores: str = ""
 
     @classmethod
     def of(cls, report: LatencyReport) -> "Setting":
-        return cls(report.kind, report.device.name, report.device.cpu, report.threads)
+        asked = report.measurement.accelerator_requested if report.measurement else "cpu"
+        device = report.device
+        return cls(report.kind, device.name, device.label, asked, report.threads, report.cores or "")
 
     def __str__(self) -> str:
         plural = "s" if self.threads > 1 else ""
-        return f"{self.cpu}, {self.threads} thread{plural} ({self.kind})"
+        accelerator = f", {self.accelerator}" if self.accelerator != "cpu" else ""
+        cores = f" on cores {self.cores}" if self.cores else ""
+        return f"{self.label}{accelerator}, {self.threads} thread{plural}{cores} ({self.kind})"
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """One artifact and the results that belong to its present file."""
+    """One artifact and the results that belong to its present file.
+
+    Of several latencies in one setting, ``latency`` has the newest that ran to its end; ``repeats`` counts
+    them all.
+    """
 
     artifact: Artifact
     accuracy: "AccuracyReport | None" = None
     latency: dict[Setting, LatencyReport] = field(default_factory=dict)
+    repeats: Counter[Setting] = field(default_factory=Counter)
     instructions: dict[str, InstructionReport] = field(default_factory=dict)
     not_run: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> str:
         return self.artifact.manifest.model.name
+
+    def add_latency(self, report: LatencyReport) -> None:
+        """Take a latency, or the reason why there is none."""
+        setting = Setting.of(report)
+        if report.measurement is None:
+            self.not_run.append(f"latency on {setting}: {report.not_run}")
+            return
+        self.repeats[setting] += 1
+        before = self.latency.get(setting)
+        if before is None or _worth(report) > _worth(before):
+            self.latency[setting] = report
 
 
 @dataclass
@@ -68,9 +92,9 @@ class Collection:
 
     @property
     def settings(self) -> list[Setting]:
-        """What was timed where: the setting with most artifacts first, then the one with fewest threads."""
+        """What was timed where: settings with many artifacts first, phones before browsers and computers."""
         count = Counter(setting for entry in self.entries for setting in entry.latency)
-        return sorted(count, key=lambda setting: (-count[setting], setting.threads, setting))
+        return sorted(count, key=lambda s: (-count[s], KINDS.index(s.kind), s.threads, s))
 
     @property
     def references(self) -> list[Entry]:
@@ -110,6 +134,11 @@ def collect(folder: Path) -> Collection:
     return Collection(folder, entries, [problem.replace(f"{folder}{os.sep}", "") for problem in problems])
 
 
+def _worth(report: LatencyReport) -> tuple[bool, str]:
+    """A run that ended early is worth less than one that did not, an old one less than a new one."""
+    return (report.measurement is not None and report.measurement.partial is None, report.created)
+
+
 def _order(entry: Entry) -> tuple[str, int, int, str]:
     """By run, then target, then scheme from the finest to the coarsest."""
     artifact = entry.artifact
@@ -130,10 +159,7 @@ def _add_results(run: Path, entries: list[Entry], everything: bool) -> list[str]
             entry.accuracy = accuracy  # that of the host, if there is one
     for latency in results.latency:
         if entry := _owner(run, latency, by_name, "mf-bench", everything, problems):
-            if latency.measurement is None:
-                entry.not_run.append(f"latency on {Setting.of(latency)}: {latency.not_run}")
-            else:
-                entry.latency[Setting.of(latency)] = latency
+            entry.add_latency(latency)
     for count in results.instructions:
         if entry := _owner(run, count, by_name, "mf-bench", everything, problems):
             entry.instructions[count.device] = count

@@ -7,14 +7,16 @@ from pathlib import Path, PurePath
 
 import jinja2
 
-from mf_deploy.benchmarks.latency import Measurement
+from mf_deploy.benchmarks.latency import LatencyStatistics, Measurement
 from mf_deploy.report import figures
+from mf_deploy.report.baseline import Comparison
 from mf_deploy.report.collect import Collection, Setting
+from mf_deploy.report.curves import curve, placed, unit_counts
 from mf_deploy.report.plots import Datum, Histogram, Scatter, histogram, scatter, shares
-from mf_deploy.report.summary import Summary, percent, summarize
+from mf_deploy.report.summary import Summary, conditions_of, percent, protocol_of, summarize
 
 
-def render_page(collection: Collection) -> str:
+def render_page(collection: Collection, comparison: Comparison | None = None) -> str:
     """The HTML of the report; every text from outside is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -30,6 +32,8 @@ def render_page(collection: Collection) -> str:
         "points": figures.points,
         "scientific": figures.scientific,
         "percent": percent,
+        "protocol": protocol_of,
+        "conditions": conditions_of,
         "file_name": lambda path: PurePath(path).name,
     }
     rows = summarize(collection)
@@ -37,7 +41,8 @@ def render_page(collection: Collection) -> str:
         title=_title(collection),
         collection=collection,
         rows=rows,
-        plots=[plot for plot in _plots(collection, rows) if plot],
+        comparison=comparison,
+        plots=_plots(collection, rows),
         measured=[
             (row, setting, row.entry.latency[setting])
             for setting in collection.settings
@@ -49,6 +54,9 @@ def render_page(collection: Collection) -> str:
         not_run=[(row.label, reason) for row in rows for reason in row.entry.not_run],
         shares=shares,
         latency_histogram=latency_histogram,
+        curve=curve,
+        placed=placed,
+        unit_counts=unit_counts,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=version("mf-deploy"),
     )
@@ -65,47 +73,47 @@ def _title(collection: Collection) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _plots(collection: Collection, rows: Sequence[Summary]) -> list[Scatter | None]:
-    """Accuracy against the latency in each setting, and against size."""
-    known = collection.references
-    line = None
-    if len(known) == 1 and known[0].accuracy and known[0].accuracy.reference_top1:
-        line = known[0].accuracy.reference_top1.percent
-    by_latency = [_latency_plot(setting, rows, line) for setting in collection.settings]
-    sizes = [
-        _datum(row, row.entry.artifact.size_bytes / 1e6, row.entry.artifact.size_bytes / 1e6) for row in rows
+def _plots(collection: Collection, rows: Sequence[Summary]) -> list[Scatter]:
+    """Accuracy against the latency in each setting, and against size.
+
+    Of one model it is the change against PyTorch, of several models top-1 itself.
+    """
+    changes = len(collection.references) == 1
+    by_latency = [
+        (
+            f"{'Drop of top-1' if changes else 'Accuracy'} against latency: {setting}",
+            "p90 latency (whisker from p50), ms",
+            [
+                _datum(row, times.p90_ms, times.p50_ms, changes)
+                for row in rows
+                if (times := _times(row, setting)) is not None
+            ],
+        )
+        for setting in collection.settings
     ]
-    return [*by_latency, _plot("Accuracy against size", "model size, MB", sizes, line)]
+    megabytes = [(row, row.entry.artifact.size_bytes / 1e6) for row in rows]
+    sizes = [_datum(row, size, size, changes) for row, size in megabytes]
+    by_size = f"{'Drop of top-1' if changes else 'Accuracy'} against size"
+    y_label = "change of top-1 against PyTorch, points" if changes else "top-1, %"
+    drawn = []
+    for title, x_label, data in [*by_latency, (by_size, "model size, MB", sizes)]:
+        present = [datum for datum in data if datum is not None]
+        if present:
+            drawn.append(scatter(title, x_label, y_label, present, 0.0 if changes else None))
+    return drawn
 
 
-def _latency_plot(setting: Setting, rows: Sequence[Summary], line: float | None) -> Scatter | None:
-    data = []
-    for row in rows:
-        report = row.entry.latency.get(setting)
-        if report and report.measurement:
-            times = report.measurement.statistics
-            data.append(_datum(row, times.p50_ms, times.p90_ms))
-    return _plot(f"Accuracy against latency: {setting}", "latency, p50 to p90, ms", data, line)
+def _times(row: Summary, setting: Setting) -> LatencyStatistics | None:
+    report = row.entry.latency.get(setting)
+    return report.measurement.statistics if report and report.measurement else None
 
 
-def _datum(row: Summary, x: float, x_high: float) -> Datum | None:
+def _datum(row: Summary, x: float, x_high: float, changes: bool) -> Datum | None:
     accuracy = row.entry.accuracy
-    if accuracy is None or accuracy.top1 is None:
+    if accuracy is None or accuracy.top1 is None or (changes and accuracy.drop is None):
         return None
-    top1, manifest = accuracy.top1, row.entry.artifact.manifest
-    return Datum(
-        row.number,
-        row.label,
-        manifest.target,
-        manifest.scheme,
-        x,
-        x_high,
-        top1.percent,
-        top1.low_percent,
-        top1.high_percent,
-    )
-
-
-def _plot(title: str, x_label: str, data: Sequence[Datum | None], line: float | None) -> Scatter | None:
-    present = [datum for datum in data if datum is not None]
-    return scatter(title, x_label, "top-1, %", present, line) if present else None
+    top1, drop, manifest = accuracy.top1, accuracy.drop, row.entry.artifact.manifest
+    y, low, high = top1.percent, top1.low_percent, top1.high_percent
+    if changes and drop:
+        y, low, high = -drop.points, -drop.high_points, -drop.low_points
+    return Datum(row.number, row.label, manifest.target, manifest.scheme, x, x_high, y, low, high)

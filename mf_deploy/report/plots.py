@@ -82,6 +82,7 @@ class Scatter:
     y: Axis
     points: list[Point]
     front: str
+    on_front: set[int]
     reference_y: float | None
     numbered: bool
 
@@ -99,14 +100,14 @@ def scatter(
 ) -> Scatter:
     """Lay out a scatter plot of at least one datum; ``reference`` draws a line across.
 
-    Beyond a dozen points, the labels are the numbers of the table.
+    More of y is better, less of x too. Beyond a dozen points, the labels are the numbers of the table.
     """
     width, height, left, right, top, bottom = 460.0, 346.0, 46.0, 14.0, 28.0, 44.0
     x = _cost_axis(x_label, [d.x for d in data] + [d.x_high for d in data], left, width - right)
     highs, lows = [d.y_high for d in data], [d.y_low for d in data]
     references = [] if reference is None else [reference]
     y = _accuracy_axis(y_label, min(lows + references), max(highs + references), height - bottom, top)
-    numbered = len(data) > MAX_NAMED_POINTS
+    numbered, front = len(data) > MAX_NAMED_POINTS, pareto_front(data)
     texts = [str(datum.number) if numbered else _shorten(datum.name) for datum in data]
     return Scatter(
         title=title,
@@ -115,7 +116,8 @@ def scatter(
         x=x,
         y=y,
         points=_place(data, texts, x, y, [] if reference is None else [_reference_box(x, y(reference))]),
-        front=" ".join(f"{x(d.x)},{y(d.y)}" for d in pareto_front(data)),
+        front=" ".join(f"{x(d.x)},{y(d.y)}" for d in front),
+        on_front={datum.number for datum in front},
         reference_y=None if reference is None else y(reference),
         numbered=numbered,
     )
@@ -200,9 +202,10 @@ def _cost_axis(label: str, values: list[float], start: float, end: float) -> Axi
 
 
 def _accuracy_axis(label: str, low: float, high: float, start: float, end: float) -> Axis:
-    """Around the intervals, at least one point wide and inside 0 to 100."""
+    """Around the intervals, at least one point wide and inside what a percentage can be."""
     margin = max((high - low) * 0.12, 0.5)
-    return Axis(label, max(low - margin, 0.0), min(high + margin, 100.0), start, end)
+    floor = -100.0 if low < 0 else 0.0
+    return Axis(label, max(low - margin, floor), min(high + margin, 100.0), start, end)
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:

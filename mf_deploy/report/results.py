@@ -4,12 +4,13 @@
 ``instructions-<artifact>-<device>.json`` an instruction count.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from mf_deploy.artifact import Record, read_record, write_whole
+from mf_deploy.artifact import MAX_JSON_BYTES, Record, RecordT, read_record, write_whole
 from mf_deploy.benchmarks.instructions import InstructionReport
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.errors import MfDeployError
@@ -57,13 +58,40 @@ def load_results(run_folder: Path) -> Results:
     for path in sorted((run_folder / RESULTS_FOLDER).glob("*.json")):
         try:
             if path.name.startswith(CHECK):
-                results.accuracy.append(read_record(path, AccuracyReport, fix))
+                results.accuracy.append(_read(path, AccuracyReport, fix))
             elif path.name.startswith(BENCH):
-                results.latency.append(read_record(path, LatencyReport, fix))
+                results.latency.append(_read(path, LatencyReport, fix))
             elif path.name.startswith(INSTRUCTIONS):
-                results.instructions.append(read_record(path, InstructionReport, fix))
+                results.instructions.append(_read(path, InstructionReport, fix))
             elif not path.name.startswith("."):
                 results.problems.append(f"{path}: none of {CHECK}*.json, {BENCH}*.json, {INSTRUCTIONS}*.json")
         except MfDeployError as error:
             results.problems.append(str(error))
     return results
+
+
+def _read(path: Path, kind: type[RecordT], fix: str) -> RecordT:
+    """As ``read_record``; a file of another version of mf-deploy is named as such."""
+    try:
+        return read_record(path, kind, fix)
+    except MfDeployError:
+        if (version := _schema_version(path)) is None:
+            raise
+        known = get_args(kind.model_fields["schema_version"].annotation)
+        if version in known:
+            raise
+        newer = version > max(known)
+        raise MfDeployError(
+            f"Cannot read {path}",
+            f"schema version {version} of {'a newer' if newer else 'an older'} mf-deploy, not {known[-1]}",
+            "Update mf-deploy." if newer else fix,
+        ) from None
+
+
+def _schema_version(path: Path) -> int | None:
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_JSON_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    return version if isinstance(version, int) else None

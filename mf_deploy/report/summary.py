@@ -1,8 +1,11 @@
 """One line an artifact, in words: what the page, the Markdown and the terminal show of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from mf_deploy.benchmarks.latency import Conditions
+from mf_deploy.benchmarks.protocol import Protocol
 from mf_deploy.report.collect import Collection, Entry, Setting
 from mf_deploy.report.figures import digits, megabytes, points
 
@@ -46,15 +49,61 @@ class Summary:
     size: Cell
     gate: Cell
     provenance: list[Source]
+    on_front: bool
 
 
 def summarize(collection: Collection) -> list[Summary]:
     """A row for every artifact; latencies are those of the first setting, where most were measured."""
     setting = next(iter(collection.settings), None)
-    return [_row(index + 1, entry, collection, setting) for index, entry in enumerate(collection.entries)]
+    front = pareto_front(collection.entries, setting) if setting else []
+    return [
+        _row(index + 1, entry, collection, setting, entry in front)
+        for index, entry in enumerate(collection.entries)
+    ]
 
 
-def _row(number: int, entry: Entry, collection: Collection, setting: Setting | None) -> Summary:
+def pareto_front(entries: Sequence[Entry], setting: Setting) -> list[Entry]:
+    """The entries with p90 and top-1 in a setting that no other beats in both."""
+    known = []
+    for entry in entries:
+        report = entry.latency.get(setting)
+        if report and report.measurement and entry.accuracy and entry.accuracy.top1:
+            known.append((report.measurement.statistics.p90_ms, -entry.accuracy.top1.percent, entry))
+    front: list[Entry] = []
+    best = 0.0
+    for _, negative_top1, entry in sorted(known, key=lambda item: item[:2]):
+        if not front or negative_top1 < best:
+            front.append(entry)
+            best = negative_top1
+    return front
+
+
+def protocol_of(protocol: Protocol) -> str:
+    """What was asked for: "at least 1024 runs and 60 s"."""
+    parts = [f"{protocol.min_runs} runs"] if protocol.min_runs > 1 or not protocol.min_seconds else []
+    parts += [f"{protocol.min_seconds:g} s"] if protocol.min_seconds else []
+    return f"at least {' and '.join(parts)}"
+
+
+def conditions_of(conditions: Conditions) -> str:
+    """Temperature, thermal state and battery, as far as the device told."""
+    parts: list[str] = []
+    if conditions.thermal_state:
+        parts.append(conditions.thermal_state)
+    if conditions.temperature_c is not None:
+        parts.append(f"{digits(conditions.temperature_c)} °C")
+    if conditions.battery_percent is not None:
+        parts.append(
+            f"battery {conditions.battery_percent:.0f} %{', charging' if conditions.charging else ''}"
+        )
+    if conditions.load_average is not None:
+        parts.append(f"load {conditions.load_average:g}")
+    return ", ".join(parts)
+
+
+def _row(
+    number: int, entry: Entry, collection: Collection, setting: Setting | None, on_front: bool
+) -> Summary:
     accuracy = entry.accuracy
     report = entry.latency.get(setting) if setting else None
     times = report.measurement.statistics if report and report.measurement else None
@@ -71,6 +120,7 @@ def _row(number: int, entry: Entry, collection: Collection, setting: Setting | N
         size=Cell(megabytes(entry.artifact.size_bytes)),
         gate=gate_cell(accuracy),
         provenance=_provenance(entry, setting),
+        on_front=on_front,
     )
 
 

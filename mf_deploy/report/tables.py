@@ -6,9 +6,10 @@ import re
 from pathlib import PurePath
 
 from mf_deploy.benchmarks.latency import LatencyReport
-from mf_deploy.report.collect import Collection, Entry
+from mf_deploy.report.baseline import Comparison
+from mf_deploy.report.collect import Collection, Entry, Setting
 from mf_deploy.report.figures import digits
-from mf_deploy.report.summary import Cell, summarize
+from mf_deploy.report.summary import Cell, pareto_front, summarize
 from mf_deploy.runtimes.arm import CPUS, DEVICE_PREFIX
 
 HEADERS = (
@@ -24,18 +25,24 @@ HEADERS = (
 )
 
 
-def render_markdown(collection: Collection) -> str:
-    """A table of all artifacts, what was not run, and every setting's latencies."""
-    lines = ["| " + " | ".join(HEADERS) + " |", "|---|" + "---:|" * (len(HEADERS) - 2) + "---|"]
+def render_markdown(collection: Collection, comparison: Comparison | None = None) -> str:
+    """A table of all artifacts, what was not run, every setting's latencies, and what the baseline had."""
+    lines = [
+        *_against_baseline(comparison),
+        "| " + " | ".join(HEADERS) + " |",
+        "|---|" + "---:|" * (len(HEADERS) - 2) + "---|",
+    ]
     rows = summarize(collection)
     for row in rows:
         figures = (row.top1, row.drop, row.agreement, row.sqnr, row.p50, row.p90, row.size)
         by = "; ".join(f"{source.figure}: {source.kind}, {source.engine}" for source in row.provenance)
-        cells = [_plain(row.label), *(_with_interval(cell) for cell in figures), _plain(by or "not measured")]
+        name = f"{_plain(row.label)}{' ◆' if row.on_front else ''}"
+        cells = [name, *(_with_interval(cell) for cell in figures), _plain(by or "not measured")]
         lines.append("| " + " | ".join(cells) + " |")
     settings = collection.settings
     if settings:
-        lines += ["", f"Latencies: {_plain(str(settings[0]))}. Intervals are 95 %."]
+        what = "Intervals are 95 %. ◆: no other has both a lower p90 and a higher top-1."
+        lines += ["", f"Latencies: {_plain(str(settings[0]))}. {what}"]
     for setting in settings[1:]:
         lines += ["", f"{_plain(str(setting))}:", "", "| artifact | p50 ms | p90 ms |", "|---|---:|---:|"]
         for row in rows:
@@ -59,6 +66,24 @@ def render_markdown(collection: Collection) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _against_baseline(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return []
+    header = ("artifact", "figure", "baseline", "now", "change", "verdict")
+    lines = ["| " + " | ".join(header) + " |", "|---|---|---:|---:|---:|---|"]
+    for of in comparison.changes:
+        change = f"{of.change} ({of.interval})" if of.interval else of.change
+        figure = f"{of.figure}: {of.setting}" if of.setting else of.figure
+        cells = (of.artifact, figure, of.old, of.new, change, of.verdict)
+        lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
+    return [
+        *lines,
+        *([""] if comparison.missing else []),
+        *(f"- {_plain(m)}" for m in comparison.missing),
+        "",
+    ]
+
+
 def render_csv(collection: Collection) -> str:
     """One line for every artifact and setting, numbers in full; an empty field was not measured."""
     lines = []
@@ -66,8 +91,15 @@ def render_csv(collection: Collection) -> str:
         not_run = {"not_run": "; ".join(entry.not_run)}
         reports: list[LatencyReport | None] = [*entry.latency.values()]
         for report in reports or [None]:
+            on_front = {
+                "on_pareto_front": report and entry in pareto_front(collection.entries, Setting.of(report))
+            }
             lines.append(
-                _accuracy_fields(entry) | _latency_fields(report) | _instruction_fields(entry) | not_run
+                _accuracy_fields(entry)
+                | _latency_fields(report)
+                | on_front
+                | _instruction_fields(entry)
+                | not_run
             )
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else ["artifact"], lineterminator="\n")
@@ -114,8 +146,17 @@ def _latency_fields(report: LatencyReport | None) -> dict[str, object]:
     return {
         "latency_kind": report and report.kind,
         "device": report and report.device.name,
+        "device_model": report and report.device.model,
+        "soc": report and report.device.soc,
+        "browser": report and report.device.browser,
         "cpu": report and report.device.cpu,
         "os": report and report.device.os,
+        "measured_by": report and report.measured_by,
+        "measured": report and report.created,
+        "accelerator_requested": measured and measured.accelerator_requested,
+        "accelerator_used": measured and measured.accelerator_used,
+        "logits_right": measured and measured.correctness and measured.correctness.passed,
+        "ended_early": measured and measured.partial,
         "engine": measured and f"{measured.engine.name} {measured.engine.version}",
         "threads": report and report.threads,
         "runs": measured and len(measured.samples_ms),

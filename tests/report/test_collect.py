@@ -23,7 +23,7 @@ def test_each_artifact_gets_its_own_results(tmp_path: Path) -> None:
     assert [
         entry.accuracy.drop.lost for entry in found.entries if entry.accuracy and entry.accuracy.drop
     ] == [4, 30]
-    assert found.settings == [Setting("host", "host", "Test CPU", 1), Setting("host", "host", "Test CPU", 2)]
+    assert found.settings == [Setting("host", "host", "Test CPU", threads=number) for number in (1, 2)]
     assert [len(entry.latency) for entry in found.entries] == [2, 1]
     assert [entry.not_run for entry in found.entries] == [[], []]
 
@@ -116,3 +116,31 @@ def test_saved_results_come_back_equal(tmp_path: Path) -> None:
 def test_a_result_too_large_is_refused_unread(tmp_path: Path) -> None:
     write_whole(tmp_path / "results" / "check-x.json", b" " * (17 << 20))
     assert "larger than" in load_results(tmp_path).problems[0]
+
+
+def test_files_of_other_versions_say_so(tmp_path: Path) -> None:
+    artifact = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32")
+    keep(artifact, latency_of(artifact))
+    results = tmp_path / "tiny" / "results"
+    (results / "bench-new.json").write_text('{"schema_version": 99}')
+    (results / "bench-old.json").write_text('{"schema_version": 0}')
+    new, old = collect(tmp_path / "tiny").problems
+    assert new.endswith("bench-new.json: schema version 99 of a newer mf-deploy, not 2. Update mf-deploy.")
+    assert "schema version 0 of an older mf-deploy, not 2. Measure again" in old
+
+
+def test_the_newest_whole_run_counts(tmp_path: Path) -> None:
+    artifact = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32")
+    for name, created, partial in (
+        ("a", "2026-01-03", None),
+        ("b", "2026-01-02", None),
+        ("c", "2026-01-04", "x"),
+    ):
+        report = latency_of(artifact)
+        assert report.measurement is not None
+        measurement = report.measurement.model_copy(update={"partial": partial})
+        changed = report.model_copy(update={"created": created, "measurement": measurement})
+        save_result(tmp_path / "tiny", f"bench-{name}", changed)
+    (entry,) = collect(tmp_path / "tiny").entries
+    ((setting, kept),) = entry.latency.items()
+    assert (kept.created, entry.repeats[setting]) == ("2026-01-03", 3)

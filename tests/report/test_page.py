@@ -80,9 +80,9 @@ def test_the_page_holds_every_figure_and_is_well_formed(run_folder: Path) -> Non
         "86.80", "81.80", "5.00", f"{drop.low_points:.2f} to {drop.high_points:.2f}", "31.4",
         "Core ML needs macOS", "run mf-check", "run mf-bench", "bench-bad.json",
         "fail", "max drop", "int8 80.0 %", "64 images of calib.tar", "test engine 1.0",
-        "Accuracy against latency: Test CPU, 1 thread (host)",
-        "Accuracy against latency: Test CPU, 2 threads (host)",
-        "Accuracy against size", "emulated",
+        "Drop of top-1 against latency: Test CPU, 1 thread (host)",
+        "Drop of top-1 against latency: Test CPU, 2 threads (host)",
+        "Drop of top-1 against size", "emulated", "Pareto front",
     ):  # fmt: skip
         assert text in page.text, text
     assert "/home/someone" not in page.text
