@@ -5,7 +5,8 @@
 export async function start({ engines, accelerator, threads, input, output, scheme }) {
   const folder = `${engines}/litert/`;
   const litert = await import(`${folder}litert.mjs`);
-  const threaded = accelerator === "wasm" && threads > 1;
+  // Its threaded build needs relaxed SIMD, which not every phone's browser has.
+  const threaded = accelerator === "wasm" && threads > 1 && (await litert.supportsFeature("relaxedSimd"));
   const suspending = accelerator !== "wasm" && "Suspending" in WebAssembly;
   const build = threaded ? "_threaded" : suspending ? "_jspi" : "";
   // Read by the engine's loader: where its WebAssembly is, and what its threads run.
