@@ -80,6 +80,7 @@ def diagnose() -> Diagnosis:
             name: _ability(target, name, packages[target], faults) for name, packages in ABILITIES.items()
         }
     diagnosis.tools = {name: _tool(*description) for name, description in TOOLS.items()}
+    diagnosis.tools["phones' runner"] = _phone_runner()
     diagnosis.tools["ARM lab"] = _arm_lab()
     diagnosis.tools["phones' browsers"] = _browser_engines(faults)
     diagnosis.tools["parquet data"] = _package_ability(
@@ -138,6 +139,17 @@ def _tool(programs: tuple[str, ...], purpose: str, debian: str, homebrew: str | 
     if sys.platform == "darwin":
         return Ability(False, purpose, f"brew install {homebrew}" if homebrew else None)
     return Ability(False, purpose, f"apt-get install {debian}")
+
+
+def _phone_runner() -> Ability:
+    """Whether mf-bench --device adb has the program that it pushes to phones."""
+    from mf_deploy.benchmarks.native.runner import open_runner
+    from mf_deploy.errors import MfDeployError
+
+    try:
+        return Ability(True, f"mf-bench --device adb: {open_runner().folder}")
+    except MfDeployError as error:
+        return Ability(False, f"mf-bench --device adb: {error.what}", error.fix.removeprefix("Run: "))
 
 
 def _arm_lab() -> Ability:

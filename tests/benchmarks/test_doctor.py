@@ -80,6 +80,15 @@ def test_a_tool_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.fix is None
 
 
+def test_what_was_not_set_up_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MF_DEPLOY_CACHE", str(tmp_path))
+    found = diagnose().tools["phones' runner"]
+    assert not found.can
+    assert found.fix == "mf-deploy setup adb"
+
+
 def test_json_holds_the_same_as_the_table() -> None:
     found = json.loads(CliRunner().invoke(doctor, ["--json"]).output)
     assert set(found["targets"]) == set(WRITERS)

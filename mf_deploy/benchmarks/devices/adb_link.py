@@ -179,25 +179,32 @@ def _client() -> "AdbClient":
     Raises:
         MfDeployError: there is no adb, or its server does not start.
     """
-    from adbutils import AdbClient, AdbError, adb_path
+    from adbutils import AdbClient
 
     client = AdbClient()
     try:
         socket.create_connection((client.host, client.port), timeout=3).close()
     except OSError:
-        try:
-            command = [adb_path(), "-P", str(client.port), "start-server"]
-            subprocess.run(command, capture_output=True, timeout=30, check=True)
-        except AdbError:
-            why, fix = "it is what talks to phones", "Run: apt-get install adb"
-            raise MfDeployError("adb is not installed", why, fix, MISSING_TOOL) from None
-        except (subprocess.SubprocessError, OSError) as error:
-            said = getattr(error, "stderr", None) or str(error).encode()
-            why = said.decode(errors="replace").strip().splitlines()[-1]
-            raise MfDeployError(
-                "The adb server does not start", why, "Try: adb start-server", MISSING_TOOL
-            ) from None
+        _start_server(client.port)
     return client
+
+
+def _start_server(port: int) -> None:
+    from adbutils import AdbError, adb_path
+
+    try:
+        command = [adb_path(), "-P", str(port), "start-server"]
+    except AdbError:
+        why, fix = "it is what talks to phones", "Run: apt-get install adb"
+        raise MfDeployError("adb is not installed", why, fix, MISSING_TOOL) from None
+    what, fix = "The adb server does not start", "Try: adb start-server"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise MfDeployError(what, str(error), fix, MISSING_TOOL) from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"]
+        raise MfDeployError(what, said[-1], fix, MISSING_TOOL)
 
 
 @contextmanager
