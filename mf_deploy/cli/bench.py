@@ -144,7 +144,7 @@ def bench(
         by_turn[turn] = job.bench(artifact, number)
         if by_turn[turn].measurement and artifact.folder in partners:
             job.compare(artifact, partners[artifact.folder], number)
-        if (measured := by_turn[turn].measurement) and measured.partial:
+        if device.lost:
             break
     reports = [by_turn[turn] for turn in sorted(by_turn)]
     write_json(json_file, BenchReport(reports=reports, ratios=job.ratios))

@@ -161,7 +161,8 @@ class Phone:
         try:
             await asyncio.gather(pass_on(STDOUT, process.stdout), pass_on(STDERR, process.stderr))
             status = await process.wait()
-            await stream.write(struct.pack("<BIB", EXIT, 1, status & 0xFF))
+            exit_code = status if status >= 0 else 128 - status  # as adbd reports a signal
+            await stream.write(struct.pack("<BIB", EXIT, 1, exit_code))
         finally:
             waiting.cancel()
             if process.returncode is None:

@@ -161,6 +161,33 @@ def test_a_pulled_cable_is_one_clear_line_and_the_samples_are_kept(
     until(lambda: not emulated_processes(short_lived))
 
 
+def test_after_a_pulled_cable_nothing_else_is_tried(tmp_path: Path, short_lived: PretendPhone) -> None:
+    for name in ("onnx-fp32", "onnx-fp16", "onnx-w8"):
+        write_tiny_artifact(tmp_path / "tiny" / name)
+    (short_lived.root / "fuse").touch()
+    command = short_lived.mf_bench(
+        tmp_path / "tiny", "--device", "adb", "--seconds", "300", "--cool-down", "300"
+    )
+    _, said = command.communicate(timeout=120)
+    assert command.returncode == 1, said
+    assert len(list((tmp_path / "tiny" / "results").iterdir())) == 1
+
+
+def test_a_process_that_the_phone_ends_keeps_its_samples(tmp_path: Path, phone: PretendPhone) -> None:
+    artifact, device = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32"), open_device("adb")
+
+    def out_of_memory(fraction: float) -> None:
+        for process in emulated_processes(phone):
+            process.kill()
+
+    forever = SHORT.model_copy(update={"min_seconds": 300.0})
+    measured = device.measure(artifact, 1, forever, out_of_memory)
+    assert measured.samples_ms
+    assert measured.partial == "the phone's process ended with 137"
+    assert not device.lost
+    assert bench(artifact, device, protocol=SHORT).measurement is not None
+
+
 def test_interrupted_it_stops_the_phone_s_process(tmp_path: Path, short_lived: PretendPhone) -> None:
     artifact = write_tiny_artifact(tmp_path / "tiny" / "onnx-fp32")
     command = short_lived.mf_bench(artifact.folder, "--device", "adb", "--seconds", "300")
@@ -184,7 +211,7 @@ def test_devices_lists_the_host_the_lab_and_the_phone(phone: PretendPhone) -> No
     assert "arm:cortex-a76" in printed
 
 
-def test_without_a_phone_the_error_says_what_to_do(short_lived: PretendPhone, run: Path) -> None:
+def test_without_a_phone_the_error_says_what_to_do(short_lived: PretendPhone) -> None:
     with pytest.raises(MfDeployError, match="adb does not list nobody"):
         open_device("adb:nobody")
     short_lived.adb("disconnect", short_lived.serial)

@@ -156,6 +156,7 @@ class Adb(Device):
                         read = time.monotonic()
                         self._note_conditions(run)
         except ConnectionLost as error:
+            self.lost = True
             return f"the connection to {self.info.name} was lost ({error})"
         except BaseException:
             self._stop(run.pid)

@@ -14,6 +14,7 @@ class Device(ABC):
     kind: Kind
     info: DeviceInfo
     cores: str | None = None  # that the process is bound to, e.g. 4-7
+    lost: bool = False  # it went away: nothing more can be timed on it
 
     @property
     @abstractmethod
