@@ -1,0 +1,96 @@
+"""mf-quantize on the digits model: plans found, replayed, refused, and budgets that cannot be met."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mf_deploy.artifact import Artifact
+
+SIDE = 32
+
+
+@pytest.fixture
+def digits(demo: tuple[Path, str], tmp_path: Path) -> Path:
+    """A folder with the demo's images, and its model without artifacts in ``run/``."""
+    out, _ = demo
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(out / "mobile_former_26m" / name, run / name)
+    (tmp_path / "digits").symlink_to(out / "digits")
+    return tmp_path
+
+
+def quantize(digits: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mf_deploy.cli.quantize", str(digits / "run"), "--samples", "48"]
+    command += ["--target", "onnx", "--calibration", str(digits / "digits/train"), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def line_of(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    """The error line; there is no traceback."""
+    assert done.returncode == exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    return next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+
+
+@pytest.mark.slow
+def test_a_mixed_plan_is_found_kept_and_replayed(digits: Path) -> None:
+    budget = ("--data", str(digits / "digits/held-out"), "--max-drop", "5", "--report")
+    done = quantize(digits, "--scheme", "mixed", *budget)
+    assert done.returncode == 0, done.stderr
+    assert "Alone in int8" in done.stdout
+    found = Artifact.open(digits / "run/onnx-mixed")
+    plans = digits / "run/plans"
+    assert json.loads((plans / "onnx-mixed.json").read_text())["modules"] == found.manifest.plan
+    assert (
+        "<svg" in (plans / "onnx-sensitivity.html").read_text()
+        or 'class="bar"' in (plans / "onnx-sensitivity.html").read_text()
+    )
+    replayed = quantize(digits, "--plan", str(plans / "onnx-mixed.json"), "--force")
+    assert replayed.returncode == 0, replayed.stderr
+    assert Artifact.open(digits / "run/onnx-mixed").sha256 == found.sha256
+
+
+@pytest.mark.slow
+def test_a_budget_that_cannot_be_met_keeps_the_best_apart(digits: Path) -> None:
+    budget = ("--data", str(digits / "digits/held-out"), "--min-agreement", "100")
+    done = quantize(digits, "--scheme", "mixed", *budget, "--limit", "20")
+    assert done.returncode == 1, done.stderr
+    assert "cannot be met" in done.stderr
+    assert not (digits / "run/onnx-mixed").exists()
+    assert Artifact.open(digits / "run/onnx-mixed-over-budget").manifest.scheme == "mixed"
+
+
+def test_a_plan_of_unknown_modules_is_refused(digits: Path) -> None:
+    plan = digits / "plan.json"
+    plan.write_text(
+        json.dumps({"model": "mobile_former_26m", "modules": {"": "int8", "features.3.conv9": "w8"}})
+    )
+    assert "features.3.conv9" in line_of(quantize(digits, "--plan", str(plan)), 2)
+    plan.write_text(json.dumps({"model": "mobile_former_26m", "modules": {"": "int5"}}))
+    assert "int5" in line_of(quantize(digits, "--plan", str(plan)), 2)
+
+
+def test_a_search_needs_images_to_judge_on(digits: Path) -> None:
+    assert "--data" in line_of(quantize(digits, "--scheme", "mixed"), 2)
+    assert "--scheme mixed" in line_of(quantize(digits, "--max-drop", "1"), 2)
+
+
+def test_calibration_images_do_not_judge(digits: Path) -> None:
+    done = quantize(digits, "--scheme", "mixed", "--data", str(digits / "digits/train"))
+    assert "calibrated on" in line_of(done, 2)
+
+
+def test_one_image_is_no_calibration(digits: Path) -> None:
+    one = digits / "one"
+    one.mkdir()
+    picture = next((digits / "digits/train").rglob("*.png"))
+    shutil.copy(picture, one / picture.name)
+    done = quantize(digits, "--calibration", str(one))
+    assert "Too few images" in line_of(done, 2)
+    assert not (digits / "run/onnx-w8a8").exists()
