@@ -1,5 +1,6 @@
 const [TOKEN, QUEUE] = ["mf-bench token", "mf-bench queue"];
 const RETRY_MS = 5000;
+const SEND_MS = 30_000; // then the network counts as lost
 const FINAL = [400, 404, 409, 413, 415, 422];
 
 /** The token from the address, or the one that this app was paired with before. */
@@ -67,7 +68,8 @@ export class Outbox {
 async function send(post) {
   try {
     const headers = { "Content-Type": "application/json" };
-    const answer = await ask("api/results", { method: "POST", headers, body: JSON.stringify(post) });
+    const signal = AbortSignal.timeout(SEND_MS);
+    const answer = await ask("api/results", { method: "POST", headers, body: JSON.stringify(post), signal });
     return { answer: await answer.json() };
   } catch (error) {
     return FINAL.includes(error.status) ? { error: error.message } : null;

@@ -136,6 +136,9 @@ def test_both_engines_run_float_and_int8_with_native_answers(
         page.click("#start")
         wait_for_results(page, 4)
         assert page.locator("#cards .good").count() == 4
+        cards = {
+            card.split("\n")[0]: card.split("\n") for card in page.locator("#cards li").all_inner_texts()
+        }
     reports = {report.artifact: report for report in reports_of(digits_run)}
     assert set(reports) == set(TOLERANCES)
     for name, report in reports.items():
@@ -148,6 +151,9 @@ def test_both_engines_run_float_and_int8_with_native_answers(
         assert found.correctness.passed
         assert (report.kind, report.threads, found.accelerator_used) == ("browser", 2, "wasm")
         assert len(found.samples_ms) == 30
+        card = next(card for card in lines if card[0] == f"{report.model}/{name}")
+        for shown, kept in (("p50, ms", found.statistics.p50_ms), ("p90, ms", found.statistics.p90_ms)):
+            assert float(card[card.index(shown) + 1]) == pytest.approx(kept, rel=6e-3)
         assert (found.timer_resolution_ms or 1) < 0.1  # an isolated page's clock; others get 0.1 ms and more
 
 
@@ -215,9 +221,15 @@ def test_wrong_answers_are_marked_on_the_phone(
     assert not correctness.passed
 
 
+@pytest.mark.slow
 def test_results_outlive_a_lost_network_and_a_reload(
     tiny_run: Path, certificate: Certificate, open_app: Open
 ) -> None:
+    def lose_the_answer(route: Route) -> None:
+        lost.append(route.fetch().status)
+        route.abort()
+
+    lost: list[int] = []
     with serving(tiny_run, certificate) as server:
         page = open_app(server)
         page.route("**/api/results", lambda route: route.abort())
@@ -227,8 +239,10 @@ def test_results_outlive_a_lost_network_and_a_reload(
         page.wait_for_selector("#queue:has-text('1 not on the computer yet')")
         assert not reports_of(tiny_run)
         page.unroute("**/api/results")
+        page.route("**/api/results", lose_the_answer, times=1)
         page.wait_for_selector("#queue:not(:has-text('not on the computer'))", state="attached")
-        assert len(reports_of(tiny_run)) == 1
+    assert lost == [201]
+    assert len(reports_of(tiny_run)) == 1
 
 
 def test_stopped_it_keeps_what_it_has(tiny_run: Path, certificate: Certificate, open_app: Open) -> None:
