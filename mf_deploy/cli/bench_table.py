@@ -18,6 +18,8 @@ def print_table(reports: "list[LatencyReport]", to_stderr: bool) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    if reports[0].kind == "emulated":
+        table.title = "Emulated times: not latency"
     several = len({report.model for report in reports}) > 1
     table.add_column("artifact", no_wrap=True)
     for header in (
