@@ -14,6 +14,7 @@ from mf_deploy.artifact import Quantization, TensorInfo
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.lower.pad_columns import unpad
+from mf_deploy.export.lower.row_blocks import unrow
 from mf_deploy.export.lower.scale_depthwise import unscale
 from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.onnx_file import count_precision, quantize_weights
@@ -75,6 +76,7 @@ class OnnxExporter(TargetExporter):
         if scheme != "fp32":
             unscale(module)
             unpad(module)
+            unrow(module)
         if scheme == "fp16":
             module = HalfPrecision(module)
         if options.input == "uint8":

@@ -20,6 +20,7 @@ from mf_deploy.export.lower.neural_engine import NeuralEngine
 from mf_deploy.export.lower.pad_columns import PadColumns
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
 from mf_deploy.export.lower.repeat_pairs import RepeatPairs
+from mf_deploy.export.lower.row_blocks import RowBlocks
 from mf_deploy.export.lower.scale_depthwise import ScaleDepthwise
 from mf_deploy.export.lower.split_columns import SplitColumns
 from mf_deploy.export.lower.split_layer_norm import SplitLayerNorm
@@ -39,7 +40,7 @@ COMMON: tuple[Rewrite, ...] = (
 REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     "onnx": (
         *(*COMMON, BatchHeads(), FlattenHead()),
-        *(SplitColumns(), RepeatPairs(), PadColumns(), ScaleDepthwise()),
+        *(SplitColumns(), RepeatPairs(), ScaleDepthwise(), RowBlocks(), PadColumns()),
     ),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (*COMMON, BatchHeads(), RepeatChannels(), MergeGroups(), SplitLayerNorm()),

@@ -212,6 +212,9 @@ class FlatPlainBlock(nn.Module):
     def __init__(self, source: reference.PlainBlock) -> None:
         super().__init__()
         self.conv, self.residual = source.conv, source.residual
+        first = source.conv[0]
+        assert isinstance(first, nn.Conv2d)
+        self.stride = first.stride[0]
 
     def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         y = self.conv(x)

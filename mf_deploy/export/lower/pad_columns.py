@@ -5,32 +5,44 @@ from torch import Tensor, nn
 
 from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatMobileFormer
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
+from mf_deploy.export.lower.row_blocks import RowBottleneck
+from mf_deploy.export.lower.scale_depthwise import ScaledBlock
+from mf_deploy.export.lower.split_columns import output_widths
+
+NARROW = 7
 
 
 class PadColumns(Rewrite):
-    """Grouped bottlenecks: the 1×1 convolution makes the padding of the depthwise convolution.
+    """In bottlenecks the first 1×1 convolution makes the padding of the depthwise convolution.
 
     Depthwise kernels handle the first and the last column of every row one by one. Here the 1×1
     convolution before it pads its input by a column on each side; with no bias, and with the bias as the
     weight of one more input channel that is 1 inside and 0 in the padding, W·0 + b·0 = 0 there. A dynamic
     ReLU leaves zeros alone, so the depthwise convolution needs no padding of its own in that direction.
+    On maps of seven columns it computes eight, two vectors; the last one is dropped.
 
-    Only where the 1×1 convolution has groups: a dense one over a multiple of eight channels has better
-    kernels. Quantization would have to squeeze bias and weights into one scale: ``unpad`` takes it back.
+    Quantization would have to squeeze bias and weights into one scale: ``unpad`` takes it back.
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
         model, found = graph.module, False
         if not isinstance(model, FlatMobileFormer):
             return graph
-        for block in model.features:
-            if not isinstance(block, FlatBlock) or block.down or block.spatial:
+        widths = output_widths(model, graph.record.preprocessing.input_size)
+        for block, width in widths:
+            if (
+                not isinstance(block, FlatBlock)
+                or block.down
+                or block.spatial
+                or type(block) is RowBottleneck
+            ):
                 continue
             stage, depthwise = block.stage("conv1"), block.stage("conv2")[0]
             assert isinstance(stage[0], nn.Conv2d)
             assert isinstance(depthwise, nn.Conv2d)
-            if stage[0].groups > 1 and depthwise.padding == (1, 1):
-                stage[0], depthwise.padding, found = PaddedPointwise(stage[0]), (1, 0), True
+            if depthwise.padding == (1, 1) and block.stride == 1:
+                spare = 1 if width == NARROW and type(block) is ScaledBlock else 0
+                stage[0], depthwise.padding, found = PaddedPointwise(stage[0], spare), (1, 0), True
         return graph.rewritten(self.name, model) if found else graph
 
 
@@ -47,13 +59,13 @@ def unpad(module: nn.Module) -> None:
 
 
 class PaddedPointwise(nn.Module):
-    """A 1×1 convolution, (N, C, H, W) to (N, C', H, W + 2), with zeros in the new columns."""
+    """A 1×1 convolution, (N, C, H, W) to (N, C', H, W + 2 + spare), with zeros in the new columns."""
 
     source: nn.Conv2d
 
-    def __init__(self, source: nn.Conv2d) -> None:
+    def __init__(self, source: nn.Conv2d, spare: int = 0) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.spare = source, spare
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.source
@@ -63,4 +75,6 @@ class PaddedPointwise(nn.Module):
         inside = x.new_ones(batch * conv.groups, 1, height, width)
         extended = torch.cat([grouped, inside], dim=1).view(batch, -1, height, width)
         weight = torch.cat([conv.weight, conv.bias.view(-1, 1, 1, 1)], dim=1)
-        return nn.functional.conv2d(extended, weight, padding=(0, 1), groups=conv.groups)
+        return nn.functional.conv2d(
+            nn.functional.pad(extended, (1, 1 + self.spare)), weight, groups=conv.groups
+        )

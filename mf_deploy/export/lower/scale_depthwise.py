@@ -10,14 +10,17 @@ from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.models.mobile_former import ChannelShuffle
 
 SMALLEST_GAIN = 2.0**-60
+WIDE = 28
 
 
 class ScaleDepthwise(Rewrite):
     """max(a1·u, a2·u) = a1·max(u, r·u) = max(v, r·v) with r = a2/a1 and v = a1·u, for a1 > 0.
 
-    A depthwise convolution is linear in each channel, so a1 scales its few weights, before it or after
-    it, instead of the whole map: w' = w·a1(before)·a1(after), b' = b·a1(after). One pass over the map
-    goes away for each dynamic ReLU.
+    A depthwise convolution is linear in each channel, so a1 need not multiply the whole map. In a block
+    that halves the map it scales the few weights of the convolution before the dynamic ReLU. In a
+    bottleneck the gains before and after the depthwise convolution are taken together with its bias:
+    a1(after)·(a1(before)·w∗y + b), one pass, and w stays a constant, which x86 keeps in its blocked layout.
+    One pass over the map goes away for each dynamic ReLU.
 
     a1 = 1 + clip(v₁/3, −1, 1) ≥ 0 may be zero; it is taken as 2⁻⁶⁰ there. Nothing is lost: r·a1 = a2
     holds to one rounding whatever a1 is, so y changes by at most 2⁻⁶⁰·|u|. float32 has room for 2⁻⁶⁰ and
@@ -80,13 +83,18 @@ class ScaledBlock(FlatBlock):
             y = conv["conv2"](leak(scaled_stage(self.stage("conv1"), x, gain, gain), ratio))
             gain, ratio = gain_and_ratio(self.relu("hyper3"), first)
             return conv["conv4"](leak(scaled_stage(self.stage("conv3"), y, gain, gain), ratio)) + y
+        depthwise = self.stage("conv2")[0]
+        assert isinstance(depthwise, nn.Conv2d)
         y = leak(conv["conv1"](x), ratio)
         after, next_ratio = gain_and_ratio(self.relu("hyper2"), first)
-        return conv["conv3"](leak(scaled_stage(self.stage("conv2"), y, gain * after, after), next_ratio))
+        y = scale_and_shift(
+            depthwise._conv_forward(y, depthwise.weight, None), gain * after, depthwise.bias * after
+        )
+        return conv["conv3"](leak(y, next_ratio))[..., : x.shape[-1]]
 
 
 def gain_and_ratio(relu: FlatDynamicReLU, token: Tensor) -> tuple[Tensor, Tensor]:
-    """a1, (1, C), and a2/a1, (1, C, 1, 1), of a dynamic ReLU for one token (1, D)."""
+    """a1 and a2/a1, (1, C), of a dynamic ReLU for one token (1, D)."""
     last, clip = relu.hyper[2], relu.hyper[3]
     assert isinstance(last, nn.Linear)
     assert isinstance(clip, SlopeClip)
@@ -98,12 +106,25 @@ def gain_and_ratio(relu: FlatDynamicReLU, token: Tensor) -> tuple[Tensor, Tensor
         )
     )
     a1, a2 = a1.clamp(SMALLEST_GAIN, 2.0), a2.clamp(-1.0, 1.0)
-    return a1, (a2 / a1).view(1, -1, 1, 1)
+    return a1, a2 / a1
+
+
+def scale_and_shift(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """gain·x + bias for each channel, gain and bias (1, C): a batch norm, which engines take in one pass."""
+    zeros = torch.zeros_like(bias.flatten())
+    return F.batch_norm(x, zeros, zeros + 1, gain.flatten(), bias.flatten(), eps=0.0)
 
 
 def leak(x: Tensor, ratio: Tensor) -> Tensor:
-    """max(x, r·x)."""
-    return torch.maximum(x, ratio * x)
+    """max(x, r·x) for maps (1, C, H, W) or rows (HW, C), and r as (1, C).
+
+    On narrow maps r·x is a batch norm, too: a product starts anew for each channel, at twice the price.
+    """
+    if x.dim() == 2:
+        return torch.maximum(x, x * ratio)
+    if x.shape[-1] < WIDE:
+        return torch.maximum(x, scale_and_shift(x, ratio, torch.zeros_like(ratio)))
+    return torch.maximum(x, ratio.view(1, -1, 1, 1) * x)
 
 
 def scaled_stage(stage: nn.Sequential, x: Tensor, weight_gain: Tensor, bias_gain: Tensor) -> Tensor:

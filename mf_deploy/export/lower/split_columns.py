@@ -37,6 +37,17 @@ class SplitColumns(Rewrite):
         return graph.rewritten(self.name, model) if found else graph
 
 
+def output_widths(model: FlatMobileFormer, input_size: int) -> list[tuple[FlatPlainBlock | FlatBlock, int]]:
+    """Each block, and the width of the map that it gives."""
+    width = -(-input_size // 2)
+    found: list[tuple[FlatPlainBlock | FlatBlock, int]] = []
+    for block in model.features:
+        assert isinstance(block, FlatPlainBlock | FlatBlock)
+        width = -(-width // block.stride)
+        found.append((block, width))
+    return found
+
+
 def first_stage(block: nn.Module) -> nn.Sequential:
     """The stage of a block that reads its input, and strides where the block does."""
     if isinstance(block, FlatPlainBlock):
