@@ -1,5 +1,6 @@
 """The benchmark server on the network: who gets in, what is kept, what is refused. Real TLS, real posts."""
 
+import gzip
 import json
 import random
 import socket
@@ -324,6 +325,9 @@ def test_a_flood_is_held_back(offer: Offer, certificate: Certificate, tmp_path: 
 def test_other_content_than_json_is_refused(server: Running, offer: Offer) -> None:
     body = json.dumps(valid_post(offer)).encode()
     assert server.post(body, **{"Content-Type": "text/plain"})[0] == 415
+    assert server.post(gzip.compress(body), **{"Content-Encoding": "gzip"})[0] == 415
+    assert server.post(gzip.compress(bytes(50 << 20)), **{"Content-Encoding": "gzip"})[0] == 415
+    assert server.post(gzip.compress(body))[0] == 422
     assert server.ask("PUT", "/api/results", body)[0] == 405
 
 

@@ -161,8 +161,8 @@ class Service:
         raise web.HTTPNotFound(reason="There is no such model here. Load the page again.")
 
     async def _result(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise web.HTTPUnsupportedMediaType(reason="Post JSON.")
+        if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
+            raise web.HTTPUnsupportedMediaType(reason="Post JSON, not compressed.")
         if (request.content_length or 0) > self.limits.post_bytes:
             # Unread, so that the rest is not waited for.
             return _refusal(413, f"Larger than {self.limits.post_bytes} bytes.", close=True)
@@ -183,10 +183,8 @@ class Service:
             if post.engine != offer.engine:
                 raise ValueError(f"engine: {offer.artifact.name} is for {offer.engine}")
             report = post.report(offer, self.engines.version(ENGINES[post.engine][1]))
-        except ValidationError as error:
-            return _refusal(422, _first(error))
         except ValueError as error:
-            return _refusal(422, str(error))
+            return _refusal(422, _first(error) if isinstance(error, ValidationError) else str(error))
         with self._saving:
             if post.id in self._saved:
                 return web.json_response(self._saved[post.id], status=200)

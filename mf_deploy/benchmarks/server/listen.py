@@ -24,7 +24,8 @@ async def listening(
         MfDeployError: the address is not this machine's, or the port is taken.
     """
     asyncio.get_running_loop().set_exception_handler(_ignore_refused_certificates)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+    # Bodies are not decompressed: a small one could then fill the memory.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, auto_decompress=False)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=context)
