@@ -1,6 +1,8 @@
 """mf-bench on a phone: real adb, real protocol, the real ARM runner, and an emulated CPU."""
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from mf_deploy.benchmarks import Protocol, bench, open_device
 from mf_deploy.benchmarks.devices.adb import core_mask
 from mf_deploy.benchmarks.devices.adb_link import Phone, attached
 from mf_deploy.benchmarks.latency import LatencyReport
-from mf_deploy.benchmarks.native.runner import Runner, open_runner, set_up
+from mf_deploy.benchmarks.native.runner import COMPILER, Runner, open_runner, set_up
 from mf_deploy.benchmarks.probe import INFERENCES, probe_pictures
 from mf_deploy.data import open_images
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
@@ -235,6 +237,17 @@ def test_without_the_runner_the_error_says_how_to_get_it(
     with pytest.raises(MfDeployError, match="Run: mf-deploy setup adb") as error:
         open_runner()
     assert error.value.exit_code == MISSING_TOOL
+
+
+@pytest.mark.skipif(not Path("/etc/debian_version").exists(), reason="it is made on Debian and Ubuntu")
+def test_a_missing_compiler_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from mf_deploy.cli.deploy import main; main()", "setup", "adb"]
+    environment = {"PATH": str(tmp_path), "MF_DEPLOY_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == MISSING_TOOL
+    assert done.stderr.startswith(f"error: {COMPILER} is not installed: ")
+    assert "Run: apt-get install gcc-aarch64-linux-gnu" in done.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_a_phone_cannot_do_is_refused(tmp_path: Path, phone: PretendPhone) -> None:
