@@ -40,10 +40,11 @@ class FlatMobileToFormer(nn.Module):
     proj: nn.Linear
     layer_norm: nn.Module
     scale: float
+    gate_gain: float
 
     def __init__(self, source: reference.MobileToFormer) -> None:
         super().__init__()
-        self.scale = source.scale
+        self.scale, self.gate_gain = source.scale, 2.0
         self.q, self.alpha, self.proj, self.layer_norm = (
             source.q,
             source.alpha,
