@@ -92,6 +92,7 @@ def search_and_write(
 
     run, plans = out.parent, out.parent / PLANS_FOLDER
     judged_on = open_images(budget.data, budget.limit)
+    _refuse_shared(images, judged_on)
     with working(f"Calibrating {graph.record.source.name} for {target}"):
         calibrated = calibrate(graph, target, images, policy, options)
     trials = Trials(calibrated.exporter, graph, calibrated.quantizer)
@@ -124,6 +125,16 @@ def search_and_write(
     if not result.passed:
         _print_failure(artifact, budget, result, judged)
     return artifact, result.passed
+
+
+def _refuse_shared(images: "LabelledImages", judged_on: "LabelledImages") -> None:
+    shared = len(set(images.digests()) & set(judged_on.digests()))
+    if shared:
+        raise MfDeployError(
+            f"Cannot judge the budget on {judged_on.path}",
+            f"{shared} of its images are calibration images",
+            "Give other images to --data.",
+        )
 
 
 def _measure(trials: object, images: "LabelledImages", probe: "Probe", target: str) -> "Sensitivity":

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from mf_deploy.artifact import Quantization, TensorInfo
 from mf_deploy.errors import MfDeployError, nearest, require
-from mf_deploy.export.coreml_package import PROBABILITIES_NAME, describe, make_classifier, write_package
+from mf_deploy.export.coreml_package import (
+    PROBABILITIES_NAME,
+    describe,
+    make_classifier,
+    share_constants,
+    write_package,
+)
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.ranges import Range
@@ -88,6 +94,7 @@ class CoremlExporter(TargetExporter):
         if PROBABILITIES_NAME in [feature.name for feature in spec.description.output]:
             make_classifier(spec, graph.record.labels or [])
         describe(spec, graph.record, scheme)
+        share_constants(spec)
         write_package(spec, Path(model.weights_dir) / "weight.bin", folder / PACKAGE)
         tools = {"coremltools": version("coremltools"), "deployment_target": target}
         return WrittenModel(PACKAGE, input_info(graph, options), [output_info(graph)], tools)
@@ -151,6 +158,12 @@ def convert(graph: DeployGraph, precision: str, options: ExportOptions, target: 
         MfDeployError: coremltools is missing or cannot convert the model, or for a batch of pictures.
     """
     require("coremltools", "coreml")
+    if options.input == "int8" or options.output != "float":
+        raise MfDeployError(
+            "Cannot give a Core ML model an integer interface",
+            "it takes pictures or floats, and gives floats",
+            "Use --input uint8 for pictures.",
+        )
     if options.input == "uint8" and graph.batch != 1:
         raise MfDeployError(
             "Cannot export batches of pictures to Core ML",

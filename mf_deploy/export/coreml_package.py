@@ -106,6 +106,34 @@ def describe(spec: "Model_pb2.Model", record: ModelRecord, scheme: str) -> None:
             feature.shortDescription += ", divided by 255, minus mean, divided by std; channels first"
 
 
+def share_constants(spec: "Model_pb2.Model") -> None:
+    """Let operations with equal constants read one, in place.
+
+    coremltools writes strides, paddings and axes anew for every operation: a third of a quantized model's
+    program, and 2 % of its package.
+    """
+    function = spec.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    first: dict[bytes, str] = {}
+    shared: dict[str, str] = {}
+    kept = []
+    for operation in block.operations:
+        if operation.type == "const":
+            output = operation.outputs[0]
+            parts = (output.type, operation.attributes["val"])
+            key = b"".join(part.SerializeToString(deterministic=True) for part in parts)
+            if first.setdefault(key, output.name) != output.name and output.name not in block.outputs:
+                shared[output.name] = first[key]
+                continue
+        for operand in operation.inputs.values():
+            for argument in operand.arguments:
+                if argument.name in shared:
+                    argument.name = shared[argument.name]
+        kept.append(type(operation).FromString(operation.SerializeToString()))
+    del block.operations[:]
+    block.operations.extend(kept)
+
+
 def write_package(spec: "Model_pb2.Model", weights: Path, package: Path) -> None:
     """Write a ``.mlpackage`` with ``spec`` and the file ``weights``; the same input gives the same bytes.
 

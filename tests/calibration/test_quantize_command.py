@@ -47,10 +47,7 @@ def test_a_mixed_plan_is_found_kept_and_replayed(digits: Path) -> None:
     found = Artifact.open(digits / "run/onnx-mixed")
     plans = digits / "run/plans"
     assert json.loads((plans / "onnx-mixed.json").read_text())["modules"] == found.manifest.plan
-    assert (
-        "<svg" in (plans / "onnx-sensitivity.html").read_text()
-        or 'class="bar"' in (plans / "onnx-sensitivity.html").read_text()
-    )
+    assert 'class="bar"' in (plans / "onnx-sensitivity.html").read_text()
     replayed = quantize(digits, "--plan", str(plans / "onnx-mixed.json"), "--force")
     assert replayed.returncode == 0, replayed.stderr
     assert Artifact.open(digits / "run/onnx-mixed").sha256 == found.sha256
@@ -83,7 +80,7 @@ def test_a_search_needs_images_to_judge_on(digits: Path) -> None:
 
 def test_calibration_images_do_not_judge(digits: Path) -> None:
     done = quantize(digits, "--scheme", "mixed", "--data", str(digits / "digits/train"))
-    assert "calibrated on" in line_of(done, 2)
+    assert "calibration images" in line_of(done, 2)
 
 
 def test_one_image_is_no_calibration(digits: Path) -> None:
