@@ -1,9 +1,10 @@
 """The probe as files beside a model, for apps that run where the host's session is not at hand."""
 
 import json
+import shutil
 from pathlib import Path
 
-from mf_deploy.artifact import Artifact, write_whole
+from mf_deploy.artifact import MANIFEST_NAME, Artifact, whole_folder, write_whole
 from mf_deploy.benchmarks.probe import Probe
 
 PROBE_FOLDER = "probe"
@@ -31,3 +32,17 @@ def write_probe(artifact: Artifact, folder: Path) -> Path:
     write_whole(target / INPUTS, probe.inputs.astype(probe.inputs.dtype.newbyteorder("<")).tobytes())
     write_whole(target / EXPECTED, json.dumps(expected).encode())
     return target
+
+
+def copy_with_probe(artifact: Artifact, folder: Path) -> None:
+    """Copy an artifact to ``folder``, with its probe in it; whole or not at all.
+
+    Raises:
+        MfDeployError: the host cannot run the artifact, or ``folder`` cannot be written.
+    """
+    with whole_folder(folder, force=True) as part:
+        for name in (MANIFEST_NAME, *(file.name for file in artifact.manifest.files)):
+            copy = part / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.folder / name, copy)
+        write_probe(artifact, part)

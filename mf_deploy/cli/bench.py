@@ -26,6 +26,7 @@ PHONE_COOL_DOWN_S = 30.0
 SUBCOMMANDS = {
     "serve": ("mf_deploy.cli.bench_serve", "serve"),
     "import": ("mf_deploy.cli.bench_import", "import_results"),
+    "bundle": ("mf_deploy.cli.bench_bundle", "bundle"),
 }
 
 
@@ -37,6 +38,7 @@ Examples:
   mf-bench runs/mobile_former_294m --device arm:cortex-a76 --per-op
   mf-bench runs/mobile_former_294m --device adb --cores 4-7 --threads 4
   mf-bench runs/mobile_former_294m/tflite-w8a8 --device adb --sustained 30m
+  mf-bench runs/mobile_former_294m/onnx-w8a8 --device adb --app --accelerator nnapi
   mf-bench --devices
 """
 
@@ -69,6 +71,14 @@ Examples:
     help="host, an Android phone: adb[:SERIAL], or an emulated CPU: arm:cortex-a72, arm:cortex-a76, arm:max.",
 )
 @click.option("--cores", metavar="LIST", help="Of a phone: run on these only, e.g. 4-7.")
+@click.option(
+    "--app", "use_app", is_flag=True, help="On a phone: in the Android app (make apk), not beside it."
+)
+@click.option(
+    "--accelerator",
+    type=click.Choice(["cpu", "xnnpack", "nnapi"]),
+    help="What the app asks for (default cpu).",
+)
 @click.option("--devices", "list_devices", is_flag=True, help="List what --device can name now, and end.")
 @click.option("--per-op", is_flag=True, help="On ARM: also by operator.")
 def bench(
@@ -84,6 +94,8 @@ def bench(
     json_file: str | None,
     device_name: str,
     cores: str | None,
+    use_app: bool,
+    accelerator: str | None,
     list_devices: bool,
     per_op: bool,
 ) -> int:
@@ -104,8 +116,9 @@ def bench(
     With --device arm:..., nothing is timed: the engine's ARM build runs in emulation and its instructions
     are counted (mf-deploy setup arm prepares that).
 
-    Times from elsewhere: mf-bench serve RUN... opens a page for phones' browsers, mf-bench import FILE
-    takes the results that an app has written (see their --help).
+    Times from elsewhere: mf-bench serve RUN... opens a page for phones' browsers, mf-bench bundle RUN...
+    prepares models for the iPhone app, mf-bench import FILE takes the results that an app has written (see
+    their --help).
     """
     from mf_deploy.artifact import find_artifacts
     from mf_deploy.benchmarks import open_device
@@ -126,8 +139,10 @@ def bench(
         raise MfDeployError(
             "Cannot use --per-op here", "it counts instructions", "Add --device arm:cortex-a76."
         )
+    if accelerator and not use_app:
+        raise MfDeployError("Cannot use --accelerator here", "it is for the app", "Add --device adb --app.")
     protocol = protocol_of(length, cool_down or 0.0, seed)
-    device = open_device(device_name, cores)
+    device = _open_app(device_name, accelerator, cores) if use_app else open_device(device_name, cores)
     if cool_down is None and device.kind == "device":
         protocol.cool_down_seconds = PHONE_COOL_DOWN_S
     for number in threads:
@@ -153,6 +168,22 @@ def bench(
     for line in [*ratio_lines(job.ratios), *notes(reports)]:
         click.echo(line, err=to_stderr)
     return max(job.exit_codes, default=0)
+
+
+def _open_app(device_name: str, accelerator: str | None, cores: str | None) -> "Device":
+    """The Android app on a phone.
+
+    Raises:
+        MfDeployError: it is no phone, or the app cannot be used.
+    """
+    from mf_deploy.benchmarks.devices.adb_app import AdbApp
+
+    if device_name.partition(":")[0] != "adb":
+        raise MfDeployError(f"Cannot use --app on {device_name}", "it is for phones", "Add --device adb.")
+    if cores is not None:
+        why, fix = "Android gives an app its cores", "Leave --cores or --app out."
+        raise MfDeployError("Cannot use --cores with --app", why, fix)
+    return AdbApp(device_name, accelerator or "cpu")
 
 
 def main() -> None:
