@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from mf_deploy.artifact import Target
 from mf_deploy.data import LabelledImages
-from mf_deploy.export.lower import REWRITES, DeployGraph, lower
+from mf_deploy.export.lower import DeployGraph, lower
 from mf_deploy.export.lower.equalize import Equalize, equalizable
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
+from mf_deploy.export.lower.integer import INTEGER_REWRITES
 from mf_deploy.models.stored import ModelRecord
 
 BATCH = 8
@@ -44,7 +45,7 @@ def equalized(
 ) -> DeployGraph:
     """The deploy graph of ``model``, its channels equalized by ``images`` where it has dynamic ReLUs."""
     equalize = measure_equalization(model, record, images)
+    fold, *others = INTEGER_REWRITES[target]
     if equalize is None:
-        return lower(model, record, target, batch)
-    fold, *others = REWRITES[target]
+        return lower(model, record, target, batch, (fold, *others))
     return lower(model, record, target, batch, (fold, equalize, *others))

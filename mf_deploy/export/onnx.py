@@ -1,8 +1,6 @@
 """ONNX, for onnxruntime on Android, iOS, servers and NPUs."""
 
 import copy
-import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +14,7 @@ from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.lower.pad_columns import unpad
 from mf_deploy.export.lower.row_blocks import unrow
 from mf_deploy.export.lower.scale_depthwise import unscale
-from mf_deploy.export.module_paths import weighted_modules
-from mf_deploy.export.onnx_file import count_precision, quantize_weights
+from mf_deploy.export.onnx_file import count_precision
 from mf_deploy.export.picture import HalfPrecision, PictureInput
 from mf_deploy.export.quiet import quiet
 from mf_deploy.export.target import (
@@ -29,15 +26,13 @@ from mf_deploy.export.target import (
     TargetExporter,
     WrittenModel,
 )
-from mf_deploy.quantization import QuantPlan, QuantPolicy
+from mf_deploy.quantization import QuantPolicy
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from onnxruntime.quantization.calibrate import TensorsData
 
 MODEL_FILE = "model.onnx"
 OPSET = 20  # the first one with Gelu
-QUANTIZED_OPS = ["Conv"]
 SIMPLIFY_TOLERANCE = 1e-3  # room for float16; a wrong graph is off by orders of magnitude more
 
 
@@ -59,9 +54,13 @@ class OnnxExporter(TargetExporter):
     def quantizer(
         self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
     ) -> Quantizer:
+        from mf_deploy.export.onnx_quantize import OnnxQuantizer
+
         model = self._simplified(graph, policy.scheme, options)
-        ranges = activation_ranges(model, graph, options, batches) if policy.needs_ranges else None
-        return OnnxQuantizer(self, graph, options, model, ranges)
+        quantizer = OnnxQuantizer(graph, model, self.written(graph, options), policy.ranges)
+        if policy.needs_ranges:
+            quantizer.calibrate(batches, options)
+        return quantizer
 
     def count(self, model_path: Path) -> Quantization:
         import onnx
@@ -124,52 +123,6 @@ class OnnxExporter(TargetExporter):
         return WrittenModel(MODEL_FILE, taken, [logits], tools)
 
 
-@dataclass(frozen=True)
-class OnnxQuantizer(Quantizer):
-    """QDQ by onnxruntime: U8 activations and S8 per-channel weights, which x86 and ARM both run."""
-
-    exporter: OnnxExporter
-    graph: DeployGraph
-    options: ExportOptions
-    model: "ModelProto"
-    ranges: "TensorsData | None"
-
-    @property
-    def modules(self) -> list[str]:
-        return weighted_modules(self.graph.module)
-
-    def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
-        import onnx
-
-        model = copy.deepcopy(self.model)
-        if self.ranges is None:
-            onnx.save(quantize_weights(model), str(folder / MODEL_FILE))
-        else:
-            self._write_static(model, folder / MODEL_FILE)
-        onnx.checker.check_model(str(folder / MODEL_FILE))
-        return self.exporter.written(self.graph, self.options)
-
-    def _write_static(self, model: "ModelProto", path: Path) -> None:
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
-        with quiet():
-            quantizer = QDQQuantizer(
-                model,
-                per_channel=True,
-                reduce_range=False,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QUInt8,
-                tensors_range=self.ranges,
-                nodes_to_quantize=[],
-                nodes_to_exclude=[],
-                op_types_to_quantize=QUANTIZED_OPS,
-                extra_options={},
-            )
-            quantizer.quantize_model()
-            quantizer.model.save_model_to_file(str(path))
-
-
 def _first_words(error: BaseException) -> str:
     """What went wrong at the bottom of ``error``, in one line: the tools wrap it in pages of advice."""
     while error.__cause__ is not None:
@@ -200,29 +153,3 @@ def check_same(before: "ModelProto", after: "ModelProto", example: np.ndarray) -
             "Try another onnxsim version.",
             GATE_FAILED,
         )
-
-
-def activation_ranges(
-    model: "ModelProto", graph: DeployGraph, options: ExportOptions, batches: CalibrationBatches
-) -> "TensorsData":
-    """Running minima and maxima of the tensors to quantize, one batch in memory at a time."""
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader
-    from onnxruntime.quantization.calibrate import create_calibrator
-
-    class OneBatch(CalibrationDataReader):
-        def __init__(self, pictures: np.ndarray) -> None:
-            taken = pictures if options.input == "uint8" else graph.record.preprocessing.normalize(pictures)
-            self.inputs: dict[str, np.ndarray] | None = {INPUT_NAME: taken}
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            inputs, self.inputs = self.inputs, None
-            return inputs
-
-    with tempfile.TemporaryDirectory() as scratch, quiet():
-        base, augmented = Path(scratch) / "float.onnx", Path(scratch) / "augmented.onnx"
-        onnx.save(model, str(base))
-        calibrator = create_calibrator(base, QUANTIZED_OPS, augmented_model_path=str(augmented))
-        for pictures in batches():
-            calibrator.collect_data(OneBatch(pictures))
-        return calibrator.compute_data()

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 WEIGHT_OPS = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+INTEGER_OPS = {"QLinearConv": 3, "MatMulIntegerToFloat": 1}
+PARAMETER_INPUTS = {
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMul": (1, 2, 4, 5, 6, 7),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+}
+"""Inputs that hold scales and zero points. The scales of a weight may be a product with an image's gains."""
+
 MIN_QUANTIZED_ELEMENTS = 64
 
 
@@ -41,6 +51,8 @@ def count_precision(model: "ModelProto") -> Quantization:
     for node in graph.node:
         if node.op_type in WEIGHT_OPS:
             macs[_precision(node, dequantized, constants, types)] += _macs(node, shapes)
+        elif node.op_type in INTEGER_OPS:
+            macs["int8"] += _integer_macs(node, shapes)
     return Quantization(macs=dict(macs), parameters=_stored(model))
 
 
@@ -62,6 +74,11 @@ def _macs(node: "NodeProto", shapes: dict[str, list[int]]) -> int:
     return out * shapes[node.input[0]][-2 if transposed else -1]
 
 
+def _integer_macs(node: "NodeProto", shapes: dict[str, list[int]]) -> int:
+    out, weight = math.prod(shapes[node.output[0]]), shapes[node.input[INTEGER_OPS[node.op_type]]]
+    return out * (math.prod(weight[1:]) if node.op_type == "QLinearConv" else weight[0])
+
+
 def _stored(model: "ModelProto") -> dict[str, int]:
     """Weights by precision; scales, zero points and integer shape operands are not weights."""
     import onnx
@@ -76,8 +93,14 @@ def _stored(model: "ModelProto") -> dict[str, int]:
     helpers = {
         name
         for node in model.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        for name in node.input[1:]
+        for index in PARAMETER_INPUTS.get(node.op_type, ())
+        if index < len(node.input) and (name := node.input[index])
+    }
+    helpers |= {
+        name
+        for node in model.graph.node
+        if node.op_type == "Mul" and node.output[0] in helpers
+        for name in node.input
     }
     stored: Counter[str] = Counter()
     for tensor in model.graph.initializer:
@@ -86,10 +109,13 @@ def _stored(model: "ModelProto") -> dict[str, int]:
     return dict(stored)
 
 
-def quantize_weights(model: "ModelProto") -> "ModelProto":
-    """Store the weights of Conv, Gemm and MatMul as int8 per output channel, symmetric.
+def quantize_weights(model: "ModelProto", names: set[str] | None = None) -> "ModelProto":
+    """Store weights of Conv, Gemm and MatMul as int8 per output channel, symmetric; in place.
 
     Each becomes an int8 constant behind a DequantizeLinear; the arithmetic stays in float.
+
+    Args:
+        names: which weights; None: all of them.
     """
     from onnx import helper, numpy_helper
 
@@ -101,6 +127,8 @@ def quantize_weights(model: "ModelProto") -> "ModelProto":
         name = node.input[WEIGHT_OPS[node.op_type]] if node.op_type in WEIGHT_OPS else ""
         tensor = constants.get(name)
         if tensor is None or len(tensor.dims) < 2 or math.prod(tensor.dims) < MIN_QUANTIZED_ELEMENTS:
+            continue
+        if names is not None and name not in names:
             continue
         if name not in done:
             done.add(name)

@@ -1,0 +1,84 @@
+"""ONNX by any quantization plan: calibrated once, written quickly and often."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.module_paths import reference_path
+from mf_deploy.export.onnx_file import quantize_weights
+from mf_deploy.export.onnx_graph import FloatGraph
+from mf_deploy.export.onnx_integer import IntegerWriter
+from mf_deploy.export.onnx_ranges import MapRanges
+from mf_deploy.export.target import INPUT_NAME, CalibrationBatches, ExportOptions, Quantizer, WrittenModel
+from mf_deploy.quantization import QuantPlan, RangeMethod
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+WEIGHT = ".weight"
+
+
+@dataclass
+class OnnxQuantizer(Quantizer):
+    """U8 activations and S8 per-channel weights, which x86 and ARM both run."""
+
+    graph: DeployGraph
+    model: "ModelProto"
+    written: WrittenModel
+    method: RangeMethod | None = None
+    ranges: MapRanges | None = None
+    paths: dict[str, str] = field(init=False)
+    """Weight tensor → path of its layer in the reference model."""
+
+    def __post_init__(self) -> None:
+        layers = {node.input[1] for node in self.source.nodes if node.op_type in ("Conv", "Gemm", "MatMul")}
+        named = [name for name in self.source.constants if name in layers and name.endswith(WEIGHT)]
+        self.paths = {name: reference_path(name.removesuffix(WEIGHT)) for name in named}
+
+    @cached_property
+    def source(self) -> FloatGraph:
+        return FloatGraph(self.model)
+
+    @property
+    def modules(self) -> list[str]:
+        return list(self.paths.values())
+
+    def calibrate(self, batches: CalibrationBatches, options: ExportOptions) -> None:
+        """Measure the ranges of all maps, one batch in memory at a time."""
+        preprocessing = self.graph.record.preprocessing
+
+        def inputs() -> Iterator[dict[str, np.ndarray]]:
+            for pictures in batches():
+                taken = pictures if options.input == "uint8" else preprocessing.normalize(pictures)
+                yield {INPUT_NAME: taken}
+
+        self.ranges = MapRanges(self.source)
+        self.ranges.collect(inputs())
+
+    def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
+        import onnx
+
+        precision = {name: plan.precision(path) for name, path in self.paths.items()}
+        model = self._integer({name for name, each in precision.items() if each == "int8"})
+        model = quantize_weights(model, {name for name, each in precision.items() if each == "w8"})
+        model.producer_name, model.doc_string = "mf-deploy", self.graph.record.source.name
+        path = folder / self.written.model_file
+        onnx.save(model, str(path))
+        onnx.checker.check_model(str(path))
+        return self.written
+
+    def _integer(self, weights: set[str]) -> "ModelProto":
+        """The model with the layers of ``weights`` on integer kernels."""
+        ranges, method = self.ranges, self.method or "mse"
+        if not weights:
+            return copy.deepcopy(self.model)
+        assert ranges is not None  # a policy with such a plan needs ranges
+        return IntegerWriter(
+            self.source, weights.__contains__, lambda name: ranges.range(name, method)
+        ).write()
