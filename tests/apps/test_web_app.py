@@ -22,7 +22,14 @@ from mf_deploy.benchmarks.server.offers import offers_of
 from mf_deploy.cli.bench_serve import keep_result
 
 SIDE = 32
-FLAGS = ("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--enable-unsafe-webgpu",  # with the next one: WebGPU without a GPU
+    "--use-webgpu-adapter=swiftshader",
+)
 PHONE = {"width": 390, "height": 844}
 PATIENCE_MS = 240_000
 TOLERANCES = {"onnx-fp32": 1e-4, "tflite-fp32": 1e-4, "onnx-w8a8": 0.2, "tflite-w8a8": 1e-4}
@@ -100,7 +107,8 @@ def open_app(browser: Browser) -> Iterator[Open]:
 def choose(page: Page, name: str, values: list[str]) -> None:
     page.wait_for_selector("#choices:not([hidden])")
     for box in page.query_selector_all(f"[name={name}]"):
-        box.set_checked(box.get_attribute("value") in values)
+        if box.is_enabled():
+            box.set_checked(box.get_attribute("value") in values)
 
 
 def wait_for_results(page: Page, count: int) -> None:
@@ -187,6 +195,23 @@ def test_threads_really_compute(
         assert sum(ticks >= 3 for ticks in worked) == threads
         page.click("#stop")
         page.wait_for_selector("#choices:not([hidden])")
+
+
+def test_webgpu_is_used_whole_where_the_browser_has_it(
+    tiny_run: Path, certificate: Certificate, open_app: Open
+) -> None:
+    with serving(tiny_run, certificate) as server:
+        page = open_app(server)
+        page.wait_for_selector("#choices:not([hidden])")
+        if page.is_disabled("[value=webgpu]"):
+            pytest.skip("this Chromium has no WebGPU without a GPU")
+        choose(page, "accelerator", ["webgpu"])
+        page.click("#start")
+        wait_for_results(page, 1)
+    found = measured(reports_of(tiny_run)[0])
+    assert (found.accelerator_requested, found.accelerator_used) == ("webgpu", "webgpu")
+    assert found.correctness is not None
+    assert found.correctness.passed
 
 
 def test_three_phones_at_once_all_get_through(
