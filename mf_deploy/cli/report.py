@@ -65,8 +65,8 @@ def _wrong_logits(collection: "Collection") -> list[str]:
     return [
         f"WRONG LOGITS: {collection.label(entry)} on {setting}"
         for entry in collection.entries
-        for setting, found in entry.latency.items()
-        if found.measurement and found.measurement.correctness and not found.measurement.correctness.passed
+        for setting in entry.latency
+        if entry.wrong_on(setting)
     ]
 
 

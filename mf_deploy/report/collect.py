@@ -61,6 +61,12 @@ class Entry:
     def model(self) -> str:
         return self.artifact.manifest.model.name
 
+    def wrong_on(self, setting: Setting) -> bool:
+        """Whether the device's logits were wrong there: then it is no use that it is fast."""
+        report = self.latency.get(setting)
+        verdict = report.measurement.correctness if report and report.measurement else None
+        return verdict is not None and not verdict.passed
+
     def add_latency(self, report: LatencyReport) -> None:
         """Take a latency, or the reason why there is none."""
         setting = Setting.of(report)

@@ -104,8 +104,10 @@ def _plots(collection: Collection, rows: Sequence[Summary]) -> list[Scatter]:
 
 
 def _times(row: Summary, setting: Setting) -> LatencyStatistics | None:
+    """None also where the logits were wrong: such a time is no point of a plot."""
     report = row.entry.latency.get(setting)
-    return report.measurement.statistics if report and report.measurement else None
+    known = report is not None and not row.entry.wrong_on(setting)
+    return report.measurement.statistics if known and report and report.measurement else None
 
 
 def _datum(row: Summary, x: float, x_high: float, changes: bool) -> Datum | None:

@@ -63,11 +63,13 @@ def summarize(collection: Collection) -> list[Summary]:
 
 
 def pareto_front(entries: Sequence[Entry], setting: Setting) -> list[Entry]:
-    """The entries with p90 and top-1 in a setting that no other beats in both."""
+    """The entries with p90 and top-1 in a setting, and right logits, that no other beats in both."""
     known = []
     for entry in entries:
         report = entry.latency.get(setting)
-        if report and report.measurement and entry.accuracy and entry.accuracy.top1:
+        if not (report and report.measurement and entry.accuracy and entry.accuracy.top1):
+            continue
+        if not entry.wrong_on(setting):
             known.append((report.measurement.statistics.p90_ms, -entry.accuracy.top1.percent, entry))
     front: list[Entry] = []
     best = 0.0
@@ -107,6 +109,7 @@ def _row(
     accuracy = entry.accuracy
     report = entry.latency.get(setting) if setting else None
     times = report.measurement.statistics if report and report.measurement else None
+    wrong = setting is not None and entry.wrong_on(setting)
     return Summary(
         number=number,
         entry=entry,
@@ -115,13 +118,17 @@ def _row(
         drop=drop_cell(accuracy),
         agreement=percent(accuracy.agreement if accuracy else None),
         sqnr=Cell(f"{accuracy.sqnr_db:.1f}") if accuracy else Cell(),
-        p50=Cell(digits(times.p50_ms)) if times else Cell(),
-        p90=Cell(digits(times.p90_ms)) if times else Cell(),
+        p50=_time(times.p50_ms, wrong) if times else Cell(),
+        p90=_time(times.p90_ms, wrong) if times else Cell(),
         size=Cell(megabytes(entry.artifact.size_bytes)),
         gate=gate_cell(accuracy),
         provenance=_provenance(entry, setting),
         on_front=on_front,
     )
+
+
+def _time(milliseconds: float, wrong: bool) -> Cell:
+    return Cell(digits(milliseconds), "wrong logits" if wrong else "", "bad" if wrong else "")
 
 
 def percent(value: "Proportion | None") -> Cell:

@@ -3,11 +3,11 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from host_bench import ENGINE, compile_host_bench
 from tiny_artifacts import write_tiny_artifact
 
 from mf_deploy.artifact import MANIFEST_NAME, Artifact
@@ -16,20 +16,12 @@ from mf_deploy.benchmarks.measure import Timed
 from mf_deploy.benchmarks.probe import Probe
 from mf_deploy.benchmarks.probe_files import write_probe
 
-HERE = Path(__file__).parent
-CORE = HERE.parents[1] / "apps/android/app/src/main/java/org/mfdeploy/bench/core"
 QUICK = ("runs=40", "seconds=0", "warmup_runs=3", "warmup_seconds=0")
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """HostBench and the app's core, compiled; skips without a Java compiler."""
-    if not shutil.which("javac"):
-        pytest.skip("needs javac: make system-packages")
-    folder = tmp_path_factory.mktemp("classes")
-    sources = [*map(str, CORE.glob("*.java")), str(HERE / "HostBench.java")]
-    subprocess.run(["javac", "--release", "8", "-Xlint:-options", "-d", str(folder), *sources], check=True)
-    return folder
+    return compile_host_bench(tmp_path_factory.mktemp("classes"))
 
 
 def host_bench(classes: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -40,8 +32,9 @@ def host_bench(classes: Path, *arguments: object) -> "subprocess.CompletedProces
 def bench(classes: Path, models: Path, *values: str) -> LatencyReport:
     """Run onnx-fp32 below ``models`` as the app does; the result must fit the schema."""
     result = models / "result.json"
-    engine = f"engine={sys.executable} {HERE / 'onnx_engine.py'}"
-    done = host_bench(classes, "run", models, result, "model=tiny/onnx-fp32", engine, *QUICK, *values)
+    done = host_bench(
+        classes, "run", models, result, "model=tiny/onnx-fp32", f"engine={ENGINE}", *QUICK, *values
+    )
     assert done.returncode == 0, done.stderr
     return LatencyReport.model_validate_json(result.read_bytes())
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from host_bench import ENGINE, compile_host_bench
 from pretend_phone import PretendPhone, pretend_phone
 from tiny_artifacts import write_tiny_artifact
 
@@ -21,8 +22,6 @@ from mf_deploy.benchmarks.devices.adb_app import PACKAGE, AdbApp
 from mf_deploy.benchmarks.probe import Probe
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
 
-APPS = Path(__file__).parents[1] / "apps"
-CORE = APPS.parents[1] / "apps/android/app/src/main/java/org/mfdeploy/bench/core"
 SHORT = Protocol(min_runs=20, warmup_runs=2, warmup_seconds=0)
 
 AM = """
@@ -46,13 +45,9 @@ esac
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for tool in ("javac", "adb"):
-        if not shutil.which(tool):
-            pytest.skip(f"needs {tool}: make system-packages")
-    folder = tmp_path_factory.mktemp("classes")
-    sources = [*map(str, CORE.glob("*.java")), str(APPS / "HostBench.java")]
-    subprocess.run(["javac", "--release", "8", "-Xlint:-options", "-d", str(folder), *sources], check=True)
-    return folder
+    if not shutil.which("adb"):
+        pytest.skip("needs adb: make system-packages")
+    return compile_host_bench(tmp_path_factory.mktemp("classes"))
 
 
 @pytest.fixture
@@ -61,12 +56,11 @@ def phone(tmp_path: Path, classes: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(adb_app, "FILES", str(files))
     monkeypatch.setattr(adb_app, "POLL_S", 0.2)
     monkeypatch.setattr(adb_app, "START_S", 10.0)
-    engine = f"{sys.executable} {APPS / 'onnx_engine.py'}"
     with pretend_phone(tmp_path / "phone") as phone:
         monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", phone.environment["ANDROID_ADB_SERVER_PORT"])
         for name, script in (("am", AM), ("pm", PM)):
             path = phone.root / "bin" / name
-            path.write_text("#!/bin/sh" + script.format(files=files, classes=classes, engine=engine))
+            path.write_text("#!/bin/sh" + script.format(files=files, classes=classes, engine=ENGINE))
             path.chmod(0o755)
         yield phone
 

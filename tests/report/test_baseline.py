@@ -1,5 +1,6 @@
 """Regressions against a baseline: what is beyond the noise is marked, what is within it is not."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mf_deploy.artifact import Artifact
 from mf_deploy.benchmarks.latency import Correctness, LatencyReport
 from mf_deploy.report import collect, compare, render
 from mf_deploy.report.baseline import Comparison, latency_ratio
+from mf_deploy.report.summary import summarize
 
 
 def made(folder: Path, name: str = "onnx-w8a8", depth: int = 1) -> Artifact:
@@ -128,3 +130,17 @@ def test_markdown_has_the_comparison_too(tmp_path: Path, old: Path) -> None:
     text = render(new, ".md", compare(new, collect(old)))
     (line,) = [line for line in text.splitlines() if line.startswith("| onnx-w8a8 | p90")]
     assert line.endswith("| worse |")
+
+
+def test_a_fast_model_with_wrong_logits_is_on_no_front(tmp_path: Path) -> None:
+    right, wrong = made(tmp_path / "new", "onnx-w8a8"), made(tmp_path / "new", "onnx-w8")
+    keep(right, accuracy_of(right), latency_of(right, 5.0))
+    keep(wrong, accuracy_of(wrong), with_logits(latency_of(wrong, 1.0), passed=False))
+    new = collect(tmp_path / "new")
+    rows = {row.label: row for row in summarize(new)}
+    assert (rows["onnx-w8a8"].on_front, rows["onnx-w8"].on_front) == (True, False)
+    assert (rows["onnx-w8"].p90.small, rows["onnx-w8"].p90.tone) == ("wrong logits", "bad")
+    page = render(new, ".html")
+    (plot,) = re.findall(r"against latency:.*?</svg>", page, re.DOTALL)
+    assert "<title>onnx-w8a8:" in plot
+    assert "<title>onnx-w8:" not in plot
