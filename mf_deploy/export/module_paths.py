@@ -7,6 +7,7 @@ from torch import nn
 
 RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^(features\.\d+)\.(?:mobile|hyper)\.", r"\1."),
+    (r"(\.hyper\.2)\.[01]$", r"\1"),  # the layers of a1 and of a2, one in the reference model
     (r"\.(?:conv|source)$", ""),  # a depthwise convolution behind a repeat of its input; a padded one
     # the Neural Engine's form, whose blocks follow one plain block, and whose merged layers go by their first
     (r"^plain\.", "features."),

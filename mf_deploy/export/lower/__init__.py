@@ -20,10 +20,13 @@ from mf_deploy.export.lower.neural_engine import NeuralEngine
 from mf_deploy.export.lower.pad_columns import PadColumns
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
 from mf_deploy.export.lower.repeat_pairs import RepeatPairs
+from mf_deploy.export.lower.repeat_rows import RepeatRows
 from mf_deploy.export.lower.row_blocks import RowBlocks
+from mf_deploy.export.lower.row_slopes import RowSlopes
 from mf_deploy.export.lower.scale_depthwise import ScaleDepthwise
 from mf_deploy.export.lower.split_columns import SplitColumns
 from mf_deploy.export.lower.split_layer_norm import SplitLayerNorm
+from mf_deploy.export.lower.wide_softmax import WideSoftmax
 from mf_deploy.models.stored import ModelRecord
 
 __all__ = ["REWRITES", "DeployGraph", "Rewrite", "lower", "reference_graph"]
@@ -43,7 +46,10 @@ REWRITES: dict[Target, tuple[Rewrite, ...]] = {
         *(SplitColumns(), RepeatPairs(), ScaleDepthwise(), RowBlocks(), PadColumns()),
     ),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
-    "tflite": (*COMMON, BatchHeads(), RepeatChannels(), MergeGroups(), SplitLayerNorm()),
+    "tflite": (
+        *(*COMMON, BatchHeads(), RepeatChannels(), RepeatRows(), MergeGroups()),
+        *(SplitLayerNorm(), RowSlopes(), WideSoftmax()),
+    ),
 }
 
 TOLERANCE = 1e-9

@@ -59,9 +59,12 @@ class BatchedMobileToFormer(FlatMobileToFormer):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         query, gate = self.query_and_gate(tokens)
         heads = map_heads(x)
-        weights = (token_heads(query, BRIDGE_HEADS) @ heads).softmax(-1)
-        attended = join_heads(weights @ heads.transpose(-1, -2))
+        attended = join_heads(self.weigh(token_heads(query, BRIDGE_HEADS) @ heads, heads))
         return self.layer_norm(tokens + self.proj(attended * gate))
+
+    def weigh(self, scores: Tensor, heads: Tensor) -> Tensor:
+        """Positions weighed by the softmax of their scores: (…, T, HW) and (…, d, HW) to (…, T, d)."""
+        return scores.softmax(-1) @ heads.transpose(-1, -2)
 
 
 class ConstantBatchedMobileToFormer(BatchedMobileToFormer, ConstantMobileToFormer):

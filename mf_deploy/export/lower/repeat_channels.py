@@ -63,12 +63,12 @@ class RepeatedDepthwise(nn.Module):
         return self.conv(repeat(x.flatten(2), self.times).view(batch, -1, height, width))
 
 
-def repeat(x: Tensor, times: int) -> Tensor:
+def repeat(x: Tensor, times: int, axis: int = 1) -> Tensor:
     """``times`` copies along the channels, by concatenations of at most four: XNNPACK takes up to five."""
     if times <= 4:
-        return torch.cat([x] * times, dim=1)
-    half = repeat(x, times // 2)
-    return torch.cat([half, half] if times % 2 == 0 else [half, half, x], dim=1)
+        return torch.cat([x] * times, dim=axis)
+    half = repeat(x, times // 2, axis)
+    return torch.cat([half, half] if times % 2 == 0 else [half, half, x], dim=axis)
 
 
 def channel_order(conv: nn.Conv2d) -> Tensor:

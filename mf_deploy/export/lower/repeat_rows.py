@@ -1,0 +1,30 @@
+"""Channel repeats that stay in NHWC."""
+
+from torch import Tensor
+
+from mf_deploy.export.lower.graph import DeployGraph, Rewrite
+from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise, repeat
+
+MIN_ROW = 16
+
+
+class RepeatRows(Rewrite):
+    """From 16 channels on, a pixel's channels are copied side by side, also where the map comes in NCHW.
+
+    Behind a bridge it does; left to itself, the converter then copies planes and transposes e times as much.
+    Follows RepeatChannels.
+    """
+
+    def apply(self, graph: DeployGraph) -> DeployGraph:
+        found = [module for module in graph.module.modules() if type(module) is RepeatedDepthwise]
+        found = [module for module in found if module.conv.in_channels // module.times >= MIN_ROW]
+        for module in found:
+            module.__class__ = RowRepeatedDepthwise
+        return graph.rewritten(self.name, graph.module) if found else graph
+
+
+class RowRepeatedDepthwise(RepeatedDepthwise):
+    """``RepeatedDepthwise`` that spells its layout out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(repeat(x.permute(0, 2, 3, 1), self.times, axis=-1).permute(0, 3, 1, 2))
