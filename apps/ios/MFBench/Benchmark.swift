@@ -47,9 +47,10 @@ final class Benchmark {
         let loadMs = milliseconds(since: start)
         try engine.setInput(probe.inputs[0])
         let firstMs = try timeOnce(engine)
-        let (warmUp, samples) = try (warmUp(engine), sample(engine))
+        let warm = try warmUp(engine)
+        let samples = try sample(engine)
         let (after, peak) = (Phone.conditions, Phone.memory?.peak)
-        let logits = try probe.inputs.flatMap { input in
+        let logits: [[Double]] = try probe.inputs.flatMap { input in
             try engine.setInput(input)
             try engine.infer()
             return try engine.logits()
@@ -64,7 +65,7 @@ final class Benchmark {
             acceleratorUsed: ComputePlan.units(in: placement),
             loadMs: Samples.rounded(loadMs),
             firstInferenceMs: Samples.rounded(firstMs),
-            warmupMs: warmUp.timesMs,
+            warmupMs: warm.timesMs,
             samplesMs: samples.timesMs,
             sampledAtS: samples.endsSeconds,
             keptEvery: samples.keptEvery,

@@ -52,9 +52,12 @@ final class CoreMLEngine: Engine {
 
     func setInput(_ data: Data) throws {
         let input = artifact.manifest.input
-        let value = input.layout == "NHWC"
-            ? MLFeatureValue(pixelBuffer: try pixelBuffer(data, shape: input.shape))
-            : MLFeatureValue(multiArray: try multiArray(data, input))
+        let value: MLFeatureValue
+        if input.layout == "NHWC" {
+            value = MLFeatureValue(pixelBuffer: try pixelBuffer(data, shape: input.shape))
+        } else {
+            value = MLFeatureValue(multiArray: try multiArray(data, input))
+        }
         features = try MLDictionaryFeatureProvider(dictionary: [input.name: value])
     }
 

@@ -33,7 +33,7 @@ struct RunView: View {
             }
             if !run.placement.isEmpty {
                 Section("Where operations run") {
-                    ForEach(run.placement, id: \.unit) { LabeledContent($0.unit, value: "\($0.count)") }
+                    ForEach(run.placement) { LabeledContent($0.unit, value: "\($0.count)") }
                 }
             }
         }
@@ -57,6 +57,14 @@ private struct Figure: View {
     }
 }
 
+/// How many operations a unit runs.
+struct UnitShare: Identifiable {
+    let unit: String
+    let count: Int
+
+    var id: String { unit }
+}
+
 /// The state of a run, for the screen.
 @MainActor
 final class Run: ObservableObject {
@@ -65,7 +73,7 @@ final class Run: ObservableObject {
     @Published private(set) var running = false
     @Published private(set) var statistics: Statistics?
     @Published private(set) var verdict: Report.Correctness?
-    @Published private(set) var placement: [(unit: String, count: Int)] = []
+    @Published private(set) var placement: [UnitShare] = []
     @Published private(set) var result: URL?
 
     let artifact: Artifact
@@ -91,7 +99,9 @@ final class Run: ObservableObject {
         Task.detached(priority: .userInitiated) { [weak self] in
             let benchmark = Benchmark(
                 rules,
-                onProgress: { progress in Task { @MainActor in self?.show(progress) } },
+                onProgress: { [weak self] progress in
+                    Task { @MainActor [weak self] in self?.show(progress) }
+                },
                 stopReason: { stopper.reason }
             )
             let outcome: Result<Report.Measurement, Error>
@@ -122,7 +132,8 @@ final class Run: ObservableObject {
         statistics = measurement?.statistics
         verdict = measurement?.correctness
         let byUnit = Dictionary(grouping: measurement?.placement ?? [], by: \.unit)
-        placement = byUnit.map { (unit: $0.key, count: $0.value.count) }.sorted { $0.count > $1.count }
+        placement = byUnit.map { UnitShare(unit: $0.key, count: $0.value.count) }
+            .sorted { $0.count > $1.count }
         let report = Report(of: artifact, under: rules, measurement: measurement, notRun: reason)
         do {
             let name = "\(artifact.manifest.sha256.prefix(12))-\(units.rawValue)-\(Int(Date().timeIntervalSince1970))"

@@ -63,7 +63,7 @@ class AdbApp(Device):
         self, artifact: Artifact, threads: int, protocol: Protocol, progress: Progress
     ) -> Measurement:
         run = f"mf-{uuid.uuid4().hex[:16]}"
-        extras = {
+        extras: dict[str, str | int | float] = {
             "id": run,
             "model": self._push(artifact),
             "threads": threads,
