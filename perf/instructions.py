@@ -1,11 +1,11 @@
-"""What the deploy graph gains over the authors' graph as it is: ARM instructions, and time on this host.
+"""What the deploy graph gains over the authors' graph as it is, in ARM instructions.
 
-    python -m perf.instructions [--models mobile_former_26m,...] [--cpu cortex-a76] [--ablation]
+    python -m perf.instructions [--models mobile_former_26m,...] [--targets onnx] [--ablation]
 
 Exports with seeded random weights (fp32, 224 px), counts on the emulated CPU (``mf-deploy setup arm``) with
-one thread, times both graphs on the host in turns, and writes ``perf/instructions.json`` and
-``perf/instructions.md``. ``--ablation`` instead adds one rewrite after the other and writes
-``perf/ablation.json`` and ``perf/ablation.md``. Models left out keep their last figures.
+one thread, and writes ``perf/instructions.json`` and ``perf/instructions.md``. ``--ablation`` instead adds
+one rewrite after the other and writes ``perf/ablation.json`` and ``perf/ablation.md``. Models left out keep
+their last figures.
 """
 
 import tempfile
@@ -16,38 +16,27 @@ from typing import Literal
 import click
 from torch import nn
 
-from mf_deploy.artifact import Artifact, ModelSource, Record, Target, read_record, write_whole
+from mf_deploy.artifact import Artifact, Record, Target, read_record, write_whole
 from mf_deploy.benchmarks.devices.arm import Arm
 from mf_deploy.benchmarks.instructions import InstructionReport
-from mf_deploy.benchmarks.measure import sample_in_turns, seeded_input, warm_up
-from mf_deploy.benchmarks.protocol import Protocol
-from mf_deploy.benchmarks.ratio import ratio_of_medians
 from mf_deploy.cli.command import run_command
 from mf_deploy.export import Probe, export
 from mf_deploy.export.lower import REWRITES, lower, reference_graph
 from mf_deploy.export.lower.graph import DeployGraph
-from mf_deploy.models.registry import get_spec, list_models
-from mf_deploy.models.stored import ModelRecord
-from mf_deploy.runtimes import open_session
-from perf.parity import random_model
+from perf.artifacts import GRAPHS, HERE, MODELS, exported, random_model, record_of
+from perf.choices import chosen
 
-HERE = Path(__file__).resolve().parent
-MODELS = tuple(f"mobile_former_{size}m" for size in (26, 52, 96, 151, 214, 294, 508))
 ABLATED = tuple(f"mobile_former_{size}m" for size in (26, 294))
 ENGINES: dict[Target, str] = {"tflite": "LiteRT", "onnx": "ONNX Runtime"}
 
 
 class Row(Record):
-    """One counted file: ``graph`` is reference, deploy, or the last rewrite of an ablation.
-
-    ``host_speedup`` is the time of the reference graph over that of this one, with its 95 % interval.
-    """
+    """One counted file: ``graph`` is reference, deploy, or the last rewrite of an ablation."""
 
     model: str
     target: Target
     graph: str
     report: InstructionReport
-    host_speedup: tuple[float, float, float] | None = None
 
     @property
     def millions(self) -> float:
@@ -76,50 +65,26 @@ def count(artifact: Artifact, label: str, device: Arm) -> Row:
     return row
 
 
-def compare(name: str, device: Arm) -> list[Row]:
-    """The reference graph and the deploy graph of one model on both engines."""
+def compare(name: str, target: Target, device: Arm) -> list[Row]:
+    """The reference graph and the deploy graph of one model."""
+    model = random_model(name)
+    return [count(exported(name, model, target, graph), graph, device) for graph in GRAPHS]
+
+
+def ablate(name: str, target: Target, device: Arm) -> list[Row]:
+    """One model with one rewrite more from row to row."""
     model, record = random_model(name), record_of(name)
+    steps = [("as it is", reference_graph(model, record))]
+    for end, rewrite in enumerate(REWRITES[target], 1):
+        built = lower(model, record, target, rewrites=REWRITES[target][:end])
+        if built.rewrites and built.rewrites[-1] == rewrite.name:
+            steps.append((f"+ {rewrite.name}", built))
     rows = []
-    for target in ENGINES:
+    for label, built in steps:
         with tempfile.TemporaryDirectory() as scratch:
-            reference = write(reference_graph(model, record), model, target, Path(scratch) / "reference")
-            deploy = write(lower(model, record, target), model, target, Path(scratch) / "deploy")
-            rows += [count(reference, "reference", device), count(deploy, "deploy", device)]
-            rows[-1].host_speedup = host_speedup(reference, deploy)
+            artifact = write(built, model, target, Path(scratch) / "step")
+            rows.append(count(artifact, label, device))
     return rows
-
-
-def host_speedup(reference: Artifact, deploy: Artifact) -> tuple[float, float, float]:
-    """Time of the reference graph over the deploy graph's on this machine, in turns, one thread."""
-    protocol = Protocol()
-    pair = (open_session(reference), open_session(deploy))
-    inputs = (seeded_input(pair[0], protocol.seed), seeded_input(pair[1], protocol.seed))
-    for session, prepared in zip(pair, inputs, strict=True):
-        warm_up(session, prepared, protocol)
-    return ratio_of_medians(*sample_in_turns(pair, inputs, protocol, lambda fraction: None))
-
-
-def ablate(name: str, device: Arm) -> list[Row]:
-    """One model with one rewrite more from row to row, on both engines."""
-    model, record = random_model(name), record_of(name)
-    rows = []
-    for target in ENGINES:
-        steps = [("as it is", reference_graph(model, record))]
-        for end, rewrite in enumerate(REWRITES[target], 1):
-            built = lower(model, record, target, rewrites=REWRITES[target][:end])
-            if built.rewrites and built.rewrites[-1] == rewrite.name:
-                steps.append((f"+ {rewrite.name}", built))
-        for label, built in steps:
-            with tempfile.TemporaryDirectory() as scratch:
-                artifact = write(built, model, target, Path(scratch) / "step")
-                rows.append(count(artifact, label, device))
-    return rows
-
-
-def record_of(name: str) -> ModelRecord:
-    source = ModelSource(name=name, num_classes=1000, random_weights=True)
-    preprocessing = get_spec(name).preprocessing
-    return ModelRecord(source=source, preprocessing=preprocessing, labels=None, weights_sha256="")
 
 
 def page(table: Table, device: str) -> str:
@@ -130,10 +95,8 @@ def page(table: Table, device: str) -> str:
         f"fp32, 224 × 224, 1 thread, emulated {device}: instruction counts, no latency. Made by",
         f"`python -m perf.instructions`, {table.created}.",
         "",
-        "Host: time of the reference graph over the deploy graph's, measured in turns on one x86-64 core.",
-        "",
-        "| model | engine | reference graph | deploy graph | ratio | a MAC | host, times faster |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| model | engine | reference graph | deploy graph | ratio | a MAC |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     found = {(row.model, row.target, row.graph): row for row in table.rows}
     for row in table.rows:
@@ -141,16 +104,9 @@ def page(table: Table, device: str) -> str:
             before = found[row.model, row.target, "reference"].millions
             lines.append(
                 f"| {row.model} | {ENGINES[row.target]} | {before:.1f} M | {row.millions:.1f} M "
-                f"| {row.millions / before:.2f} | {row.report.per_mac or 0:.2f} | {_speedup(row)} |"
+                f"| {row.millions / before:.2f} | {row.report.per_mac or 0:.2f} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def _speedup(row: Row) -> str:
-    if row.host_speedup is None:
-        return "not run"
-    ratio, low, high = row.host_speedup
-    return f"{ratio:.2f} ({low:.2f}…{high:.2f})"
 
 
 def ablation_page(table: Table, device: str) -> str:
@@ -175,25 +131,29 @@ def ablation_page(table: Table, device: str) -> str:
 
 
 @click.command("perf.instructions")
-@click.option("--models", help="Comma-separated names; default: those of the table.")
+@click.option("--models", help="Comma-separated.  [default: all seven; the 26M and the 294M for --ablation]")
+@click.option("--targets", help="Comma-separated: tflite, onnx.  [default: both]")
 @click.option("--cpu", default="cortex-a76", show_default=True, help="cortex-a72, cortex-a76 or max.")
 @click.option("--ablation", is_flag=True, help="Add one rewrite after the other.")
-def command(models: str | None, cpu: str, ablation: bool) -> None:
+def command(models: str | None, targets: str | None, cpu: str, ablation: bool) -> None:
     """Count the ARM instructions of reference and deploy graphs."""
     device = Arm(f"arm:{cpu}")
-    names = models.split(",") if models else (ABLATED if ablation else MODELS)
     work = ablate if ablation else compare
-    stem = "ablation" if ablation else "instructions"
-    path = HERE / f"{stem}.json"
+    path = HERE / f"{'ablation' if ablation else 'instructions'}.json"
     rows = read_record(path, Table, "Remove it and count again.").rows if path.exists() else []
-    for name in names:
-        rows = [row for row in rows if row.model != name] + work(name, device)
-        order = [spec.name for spec in list_models()]
-        rows.sort(key=lambda row: order.index(row.model))
-        table = Table(created=datetime.now(UTC).date().isoformat(), rows=rows)
-        write_whole(path, table.model_dump_json(indent=1, exclude_none=True).encode())
-        write_whole(path.with_suffix(".md"), (ablation_page if ablation else page)(table, cpu).encode())
+    for name in chosen(models, MODELS) if models or not ablation else ABLATED:
+        for target in chosen(targets, tuple(ENGINES)):
+            others = [row for row in rows if (row.model, row.target) != (name, target)]
+            rows = sorted(others + work(name, target, device), key=order)
+            table = Table(created=datetime.now(UTC).date().isoformat(), rows=rows)
+            write_whole(path, (table.model_dump_json(indent=1, exclude_none=True) + "\n").encode())
+            write_whole(path.with_suffix(".md"), (ablation_page if ablation else page)(table, cpu).encode())
     click.echo(path.with_suffix(".md").read_text())
+
+
+def order(row: Row) -> tuple[int, int]:
+    """By model, then by engine; rows of one file keep theirs."""
+    return MODELS.index(row.model), list(ENGINES).index(row.target)
 
 
 if __name__ == "__main__":

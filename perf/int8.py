@@ -37,8 +37,8 @@ from mf_deploy.export.target import WrittenModel
 from mf_deploy.quantization import QuantPlan, QuantPolicy
 from mf_deploy.runtimes import open_reference, open_session
 from mf_deploy.runtimes.remembered import RememberedSession
-from perf.instructions import host_speedup, record_of
-from perf.parity import random_model
+from perf.artifacts import random_model, record_of
+from perf.latency import host_speedup
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parent.parent / "shared"

@@ -1,48 +1,51 @@
 """Every Mobile-Former on every target: does the exported file compute what the paper's model computes?
 
     python -m perf.parity [--resume] [--models mobile_former_26m,...] [--targets onnx] [--graphs deploy]
+    python -m perf.parity --arm [--resume] [--models ...] [--targets ...] [--graphs ...]
 
 Exports each variant with seeded random weights in fp32 at 224 px, as the reference graph and as the deploy
 graph, runs the file on seeded pictures and compares it with the PyTorch model in float64. Writes
-``perf/parity.json`` and ``perf/parity.md``; the exit code is 1 when a row misses its bound. ``--resume``
-keeps the rows that were measured with the same sources.
+``perf/parity.json`` and ``perf/parity.md``; the exit code is 1 when a row misses its bound. ``--arm`` runs
+the files of ONNX Runtime and LiteRT on the emulated ARM CPUs (``mf-deploy setup arm``), whose kernels are
+others; without more options the deploy graphs of the 26M and the 294M. ``--resume`` keeps the rows that were
+measured with the same sources.
 """
 
-import hashlib
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import click
+import numpy as np
 import torch
 from torch import nn
 
-from mf_deploy.artifact import TARGETS, Artifact, ModelSource, Record, Target, read_record, write_whole
+from mf_deploy.artifact import TARGETS, Artifact, Record, Target, read_record, write_whole
 from mf_deploy.cli.command import run_command
 from mf_deploy.errors import GATE_FAILED, MfDeployError
-from mf_deploy.export import Probe, export
-from mf_deploy.export.lower import lower, reference_graph
-from mf_deploy.models.registry import get_spec
-from mf_deploy.models.stored import ModelRecord
+from mf_deploy.export.parity import reference_logits, seeded_pictures
+from mf_deploy.runtimes import open_session
+from mf_deploy.runtimes.arm import CPUS, DEVICE_PREFIX
+from mf_deploy.runtimes.arm.lab import open_lab
+from perf.artifacts import GRAPHS, HERE, MODELS, Graph, exported, random_model, sources_digest
+from perf.choices import chosen
 
-Graph = Literal["reference", "deploy"]
-
-HERE = Path(__file__).resolve().parent
-PACKAGE = HERE.parent / "mf_deploy"
-MODELS = tuple(f"mobile_former_{size}m" for size in (26, 52, 96, 151, 214, 294, 508))
-GRAPHS: tuple[Graph, ...] = ("reference", "deploy")
+HOST = "host"
 BOUNDS: dict[Target, float] = {"onnx": 1e-4, "tflite": 1e-4, "coreml": 1e-3}
 ENGINES: dict[Target, str] = {"onnx": "ONNX Runtime", "tflite": "LiteRT", "coreml": "MIL interpreter"}
+ARM_MODELS = tuple(f"mobile_former_{size}m" for size in (26, 294))
+ARM_TARGETS: tuple[Target, ...] = ("onnx", "tflite")
+SAMPLES = 4
 
 
 class Row(Record):
-    """One exported file. ``relative_error``: max |Δlogit| over the range of the float64 logits."""
+    """One file on one device. ``relative_error``: max |Δlogit| over the range of the float64 logits."""
 
     model: str
     target: Target
     graph: Graph
+    device: str = HOST
     sources: str = ""
     relative_error: float | None = None
     samples: int = 0
@@ -66,48 +69,24 @@ class Table(Record):
     rows: list[Row]
 
 
-def sources_digest(graph: Graph) -> str:
-    """A digest of the code that a row depends on; the reference graph does not depend on the rewrites."""
-    digest = hashlib.sha256()
-    for room in ("models", "export", "mil", "runtimes"):
-        for path in sorted((PACKAGE / room).rglob("*.py")):
-            if graph == "deploy" or "lower" not in path.parts or path.name == "graph.py":
-                digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def random_model(name: str) -> nn.Module:
-    """The model with seeded weights and, unlike a fresh model, statistics that folding must respect."""
-    torch.manual_seed(0)
-    model = get_spec(name).build(1000)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            module.get_buffer("running_mean").normal_(0, 0.1)
-            module.get_buffer("running_var").uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, std=0.1)
-    return model.eval().requires_grad_(False)
-
-
-def measure(name: str, model: nn.Module, target: Target, graph: Graph, folder: Path) -> Row:
-    """Export one file into ``folder`` and take the figures from its manifest, or the error."""
-    row = Row(model=name, target=target, graph=graph)
-    spec = get_spec(name)
-    source = ModelSource(name=name, num_classes=1000, random_weights=True)
-    record = ModelRecord(source=source, preprocessing=spec.preprocessing, labels=None, weights_sha256="")
-    probe = Probe.seeded(model, spec.preprocessing.input_size)
+def measure(name: str, model: nn.Module, target: Target, graph: Graph, device: str) -> Row:
+    """Run one file on ``device`` and compare it with ``model`` in float64; or the error."""
+    row = Row(model=name, target=target, graph=graph, device=device, sources=sources_digest(graph))
     start = time.perf_counter()
     try:
-        built = lower(model, record, target) if graph == "deploy" else reference_graph(model, record)
-        artifact = export(built, target, "fp32", folder, probe)
+        artifact = exported(name, model, target, graph)
+        preprocessing = artifact.manifest.preprocessing
+        pictures = seeded_pictures(SAMPLES, preprocessing.input_size)
+        expected, _ = reference_logits(model, preprocessing.normalize(pictures))
+        logits = open_session(artifact, device).run(pictures)[artifact.manifest.outputs[0].name]
     except MfDeployError as error:
         return row.model_copy(update={"error": str(error)})
-    parity = artifact.manifest.parity
+    actual = logits.astype(np.float64)
     return row.model_copy(
         update={
-            "relative_error": parity.relative_error,
-            "samples": parity.samples,
-            "agreement": parity.agreement,
+            "relative_error": float(np.abs(expected - actual).max() / np.ptp(expected)),
+            "samples": SAMPLES,
+            "agreement": float((expected.argmax(1) == actual.argmax(1)).mean()),
             "operators": count_operators(artifact),
             "bytes": artifact.size_bytes,
             "seconds": round(time.perf_counter() - start, 1),
@@ -144,16 +123,42 @@ def markdown(table: Table) -> str:
         "| model | graph | " + " | ".join(f"{ENGINES[t]} error | operators | MB" for t in TARGETS) + " |",
         "|---|---|" + "---:|" * 3 * len(TARGETS),
     ]
-    rows = {(row.model, row.graph, row.target): row for row in table.rows}
+    rows = {(row.model, row.graph, row.target): row for row in table.rows if row.device == HOST}
     for name in MODELS:
         for graph in GRAPHS:
             cells = [_cell(rows.get((name, graph, target))) for target in TARGETS]
             if any(rows.get((name, graph, target)) for target in TARGETS):
                 lines.append(f"| {name} | {graph} | {' | '.join(cells)} |")
+    lines += _arm_table([row for row in table.rows if row.device != HOST])
     failed = [row for row in table.rows if not row.passed]
     lines += ["", f"{len(table.rows) - len(failed)} of {len(table.rows)} rows keep their bound."]
-    lines += [f"- {r.model} {r.graph} {r.target}: {r.error or 'beyond its bound'}" for r in failed]
+    lines += [f"- {r.model} {r.graph} {r.target} {r.device}: {r.error or 'beyond its bound'}" for r in failed]
     return "\n".join(lines) + "\n"
+
+
+def _arm_table(rows: list[Row]) -> list[str]:
+    """A line a file, a column an emulated CPU."""
+    if not rows:
+        return []
+    cells = {
+        (r.model, r.graph, r.target, r.device): "failed"
+        if r.relative_error is None
+        else f"{r.relative_error:.1e}" + ("" if r.passed else " **!**")
+        for r in rows
+    }
+    lines = [
+        "",
+        "## On emulated ARM CPUs",
+        "",
+        "The same error, of the engines' ARM builds (`python -m perf.parity --arm`).",
+        "",
+        "| model | graph | engine | " + " | ".join(CPUS) + " |",
+        "|---|---|---|" + "---:|" * len(CPUS),
+    ]
+    for name, graph, target in dict.fromkeys((row.model, row.graph, row.target) for row in rows):
+        errors = (cells.get((name, graph, target, DEVICE_PREFIX + cpu), "") for cpu in CPUS)
+        lines.append(f"| {name} | {graph} | {ENGINES[target]} | {' | '.join(errors)} |")
+    return lines
 
 
 def _cell(row: Row | None) -> str:
@@ -165,16 +170,6 @@ def _cell(row: Row | None) -> str:
     return f"{row.relative_error:.1e}{mark} | {row.operators} | {row.bytes / 1e6:.2f}"
 
 
-def _chosen(text: str | None, choices: tuple[str, ...]) -> list[str]:
-    wanted = choices if text is None else tuple(text.split(","))
-    unknown = [word for word in wanted if word not in choices]
-    if unknown:
-        raise MfDeployError(
-            f"Unknown {unknown[0]!r}", "not part of the sweep", f"One of {', '.join(choices)}."
-        )
-    return [word for word in choices if word in wanted]
-
-
 def _load(path: Path) -> list[Row]:
     return read_record(path, Table, "Remove it and measure again.").rows if path.exists() else []
 
@@ -183,38 +178,39 @@ def _load(path: Path) -> list[Row]:
 @click.option("--models", help="Comma-separated.")
 @click.option("--targets", help="Comma-separated.")
 @click.option("--graphs", help="Comma-separated.")
+@click.option("--arm", is_flag=True, help="On the emulated ARM CPUs, not on this machine.")
 @click.option("--resume", is_flag=True, help="Keep rows measured with the same sources.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=HERE / "parity.json")
 def command(
-    models: str | None, targets: str | None, graphs: str | None, resume: bool, json_file: Path
+    models: str | None, targets: str | None, graphs: str | None, arm: bool, resume: bool, json_file: Path
 ) -> int:
     """Measure the parity of all variants, targets and graphs; rows left out keep their last figures."""
     torch.set_num_threads(1)
-    rows = {(row.model, row.target, row.graph): row for row in _load(json_file)}
-    sources = {graph: sources_digest(graph) for graph in GRAPHS}
-    chosen_targets, chosen_graphs = _chosen(targets, TARGETS), _chosen(graphs, GRAPHS)
-    for name in _chosen(models, MODELS):
+    devices = [HOST]
+    if arm:
+        open_lab()
+        devices = [DEVICE_PREFIX + cpu for cpu in CPUS]
+    rows = {(row.model, row.target, row.graph, row.device): row for row in _load(json_file)}
+    for name in chosen(models, MODELS) if models or not arm else ARM_MODELS:
         model = random_model(name)
-        for target in TARGETS:
-            for graph in GRAPHS:
-                if target not in chosen_targets or graph not in chosen_graphs:
-                    continue
-                old = rows.get((name, target, graph))
-                if resume and old is not None and old.passed and old.sources == sources[graph]:
-                    continue
-                with tempfile.TemporaryDirectory() as scratch:
-                    row = measure(name, model, target, graph, Path(scratch) / "artifact")
-                row.sources = sources[graph]
-                rows[name, target, graph] = row
-                _write(json_file, list(rows.values()))
-                shown = row.error or f"{row.relative_error:.1e}, {row.operators} operators, {row.seconds} s"
-                click.echo(f"{name} {target} {graph}: {shown}")
+        for target in chosen(targets, ARM_TARGETS if arm else TARGETS):
+            for graph in chosen(graphs, GRAPHS) if graphs or not arm else GRAPHS[1:]:
+                for device in devices:
+                    old = rows.get((name, target, graph, device))
+                    if resume and old is not None and old.passed and old.sources == sources_digest(graph):
+                        continue
+                    row = rows[name, target, graph, device] = measure(name, model, target, graph, device)
+                    _write(json_file, list(rows.values()))
+                    shown = (
+                        row.error or f"{row.relative_error:.1e}, {row.operators} operators, {row.seconds} s"
+                    )
+                    click.echo(f"{name} {target} {graph} {device}: {shown}")
     return 0 if all(row.passed for row in rows.values()) else GATE_FAILED
 
 
 def _write(json_file: Path, rows: list[Row]) -> None:
     order = {name: index for index, name in enumerate(MODELS)}
-    rows = sorted(rows, key=lambda row: (order[row.model], row.target, row.graph))
+    rows = sorted(rows, key=lambda row: (order[row.model], row.target, row.graph, row.device))
     created = datetime.now(UTC).date().isoformat()
     table = Table(created=created, torch=torch.__version__, rows=rows)
     write_whole(json_file, (table.model_dump_json(indent=1) + "\n").encode())
