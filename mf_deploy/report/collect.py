@@ -39,7 +39,8 @@ class Setting:
         plural = "s" if self.threads > 1 else ""
         accelerator = f", {self.accelerator}" if self.accelerator != "cpu" else ""
         cores = f" on cores {self.cores}" if self.cores else ""
-        return f"{self.label}{accelerator}, {self.threads} thread{plural}{cores} ({self.kind})"
+        app = " in the app" if self.device.endswith("--app") else ""
+        return f"{self.label}{app}{accelerator}, {self.threads} thread{plural}{cores} ({self.kind})"
 
 
 @dataclass(eq=False)

@@ -101,6 +101,15 @@ def test_a_damaged_model_is_reported_not_run(classes: Path, artifact: Artifact) 
     assert report.not_run == "onnx-fp32: the model file is damaged; push it again"
 
 
+def test_what_an_engine_says_becomes_one_short_line(classes: Path, artifact: Artifact) -> None:
+    no_such_program = f"engine=no\n\x1b[2J{'x' * 3000}"  # Java repeats its name
+    report = bench(classes, artifact.folder.parents[1], no_such_program)
+    assert report.not_run is not None
+    assert report.not_run.startswith("cannot open onnx-fp32")
+    assert report.not_run.isprintable()
+    assert len(report.not_run) == 1000
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -126,7 +126,8 @@ final class Run: ObservableObject {
         let measurement = try? outcome.get()
         var reason: String?
         if case let .failure(error) = outcome {
-            reason = String(error.localizedDescription.prefix(2000))
+            let line = error.localizedDescription.split(whereSeparator: \.isNewline).joined(separator: " ")
+            reason = String(line.prefix(1000))
         }
         step = reason ?? measurement?.partial.map { "Ended early: \($0)" } ?? "Done"
         statistics = measurement?.statistics

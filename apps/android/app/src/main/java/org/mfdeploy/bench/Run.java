@@ -24,6 +24,7 @@ import org.mfdeploy.bench.core.Statistics;
  */
 final class Run implements Runnable, Progress {
     private static final long SHOW_EVERY_MS = 1000;
+    private static final int SHOWN = 1000;
 
     /** What shows the run. */
     interface Screen {
@@ -78,7 +79,8 @@ final class Run implements Runnable, Progress {
             return;
         }
         shown = now;
-        String numbers = samples == null ? "" : numbers(samples.timesMs());
+        // Of the last ones: to sort a long run every second would disturb it.
+        String numbers = samples == null ? "" : numbers(samples.lastMs(SHOWN), samples.seen());
         screen.show(step, fraction, numbers);
         try {
             Report.write(file(".progress"), String.format(Locale.ROOT, "%.3f %s", fraction, step));
@@ -110,7 +112,8 @@ final class Run implements Runnable, Progress {
     }
 
     private static String summary(Map<String, Object> measurement) {
-        StringBuilder text = new StringBuilder(numbers((double[]) measurement.get("samples_ms")));
+        double[] times = (double[]) measurement.get("samples_ms");
+        StringBuilder text = new StringBuilder(numbers(times, times.length));
         Object correctness = measurement.get("correctness");
         if (correctness instanceof Map) {
             Map<?, ?> verdict = (Map<?, ?>) correctness;
@@ -125,11 +128,11 @@ final class Run implements Runnable, Progress {
         return text.toString();
     }
 
-    private static String numbers(double[] timesMs) {
+    private static String numbers(double[] timesMs, long inferences) {
         Statistics of = new Statistics(timesMs);
         return String.format(
                 "p50 %.2f ms\np90 %.2f ms\np99 %.2f ms\n%d inferences",
-                of.percentile(50), of.percentile(90), of.percentile(99), timesMs.length);
+                of.percentile(50), of.percentile(90), of.percentile(99), inferences);
     }
 
     private void fail(String reason) {

@@ -13,6 +13,7 @@ import java.util.Map;
 /** A result file: what mf-bench import and mf-report read. */
 public final class Report {
     private static final int SCHEMA_VERSION = 2;
+    private static final int MAX_REASON = 1000;
 
     private Report() {}
 
@@ -38,10 +39,16 @@ public final class Report {
         json.put("threads", request.threads);
         json.put("protocol", request.protocol.toJson());
         json.put("measurement", measurement);
-        json.put("not_run", notRun);
+        json.put("not_run", notRun == null ? null : onOneLine(notRun));
         json.put("measured_by", "Android app");
         json.put("created", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());
         return json;
+    }
+
+    /** What an engine says may be long, and on many lines. */
+    private static String onOneLine(String text) {
+        String line = text.replaceAll("[\\s\\p{Cntrl}]+", " ").trim();
+        return line.length() <= MAX_REASON ? line : line.substring(0, MAX_REASON);
     }
 
     /** Write a file under another name and rename it, so that a reader never sees half of it. */

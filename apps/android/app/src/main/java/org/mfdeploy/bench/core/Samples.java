@@ -46,6 +46,11 @@ public final class Samples {
         return Arrays.copyOf(times, kept);
     }
 
+    /** The last times, at most so many of them. */
+    public double[] lastMs(int most) {
+        return Arrays.copyOfRange(times, Math.max(0, kept - most), kept);
+    }
+
     public double[] endsSeconds() {
         return Arrays.copyOf(ends, kept);
     }
