@@ -3,9 +3,10 @@
     python -m perf.accuracy [--runs DIR] [--only mobile_former_52m]
 
 Exports a trained Mobile-Former and EfficientNet-Lite0 to every target, quantizes both (the latter with small
-images of other photographs, upscaled), and checks every artifact with mf-check. The data and the checkpoint lie in the folder ``shared`` beside the checkout. Writes
-``perf/accuracy.json`` and ``perf/accuracy.md``; the exit code is 1 when PyTorch does not get the published
-counts, or an fp32 artifact does not agree with PyTorch on 99.9 % of the images.
+images of other photographs, upscaled), and checks every artifact with mf-check. The data and the checkpoint
+lie in the folder ``shared`` beside the checkout. Writes ``perf/accuracy.json`` and ``perf/accuracy.md``; the
+exit code is 1 when PyTorch does not get the published counts, or an fp32 artifact does not agree with PyTorch
+on 99.9 % of the images.
 """
 
 import platform
