@@ -136,17 +136,13 @@ def quantize_weights(model: "ModelProto", names: set[str] | None = None) -> "Mod
             codes, scale = int8_codes(numpy_helper.to_array(tensor), axis)
             graph.initializer.remove(tensor)
             graph.initializer.extend(
-                numpy_helper.from_array(array, f"{name}_{suffix}")
-                for array, suffix in (
-                    (codes, "int8"),
-                    (scale, "scale"),
-                    (np.zeros_like(scale, np.int8), "zero"),
-                )
+                [
+                    numpy_helper.from_array(codes, f"{name}_int8"),
+                    numpy_helper.from_array(scale, f"{name}_scale"),
+                ]
             )
-            operands = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
-            inserted.append(
-                helper.make_node("DequantizeLinear", operands, [name], f"{name}_dequantize", axis=axis)
-            )
+            operands = [f"{name}_int8", f"{name}_scale"]
+            inserted.append(helper.make_node("DequantizeLinear", operands, [name], axis=axis))
     for node in reversed(inserted):
         graph.node.insert(0, node)
     return model

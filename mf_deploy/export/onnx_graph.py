@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
+MOVING = {"Concat", "Pad", "Reshape", "Slice", "Transpose"}
+"""Operators that do as well on codes: they move values, and put zeros between them."""
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -49,11 +52,16 @@ class FloatGraph:
         return self.shapes.get(name) == (1, channels, 1, 1)
 
     def origin(self, name: str) -> str:
-        """The tensor whose values ``name`` repeats; ``name`` itself where it is no repeat."""
+        """The tensor whose values, and zeros, ``name`` has in another place; ``name`` itself if it is new."""
         node = self.makers.get(name)
-        if node is None or node.op_type != "Concat" or len(set(node.input)) > 1:
+        if node is None or node.op_type not in MOVING:
             return name
-        return self.origin(node.input[0])
+        sources = {self.origin(each) for each in self.moved(node)}
+        return sources.pop() if len(sources) == 1 else name
+
+    def moved(self, node: "NodeProto") -> list[str]:
+        """The inputs of a node of ``MOVING`` whose values it moves."""
+        return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
 
     def other(self, node: "NodeProto", name: str) -> str:
         return next((each for each in node.input if each != name), name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mf_deploy.export.onnx_file import int8_codes
-from mf_deploy.export.onnx_graph import Chain, FloatGraph, attribute
+from mf_deploy.export.onnx_graph import MOVING, Chain, FloatGraph, attribute
 from mf_deploy.export.ranges import Range
 
 if TYPE_CHECKING:
@@ -172,8 +172,11 @@ class IntegerWriter:
                 self._convolution(node, chain)
         elif self._is_linear(node) and self.is_int8(weight):
             self._linear(node)
-        elif node.op_type == "Concat" and self._takes_codes(node):
-            self._repeat(node)
+        elif node.op_type in MOVING and self._takes_codes(node):
+            if node.op_type == "Concat" and len(set(node.input)) == 1:
+                self._repeat(node)
+            else:
+                self._move(node)
         elif node.op_type in ELEMENTWISE and self._in_rows(node):
             parts = [self._row_operand(name) for name in node.input]
             self._copy(node, parts, "rows")
@@ -206,6 +209,15 @@ class IntegerWriter:
         flat = self.emit("Transpose", [flat], f"{output}_turned", perm=[0, 2, 1])
         shape = self.constant(f"{output}_shape", np.array([batch, height, width, channels], np.int64))
         self.forms[output]["codes"] = self.emit("Reshape", [flat, shape], f"{output}_codes")
+
+    def _move(self, node: "NodeProto") -> None:
+        """``node`` on codes in the layout of the float graph."""
+        moved = self.source.moved(node)
+        inputs = [self.planes(name) for name in moved] + list(node.input[len(moved) :])
+        if node.op_type == "Pad":
+            _, zero = self.codes_of(moved[0])
+            inputs = [*inputs[:2], zero, *inputs[3:]]
+        self._copy(node, inputs, "planes")
 
     def _copy(self, node: "NodeProto", inputs: list[str], form: Form) -> None:
         """``node`` on operands of another form."""
@@ -300,9 +312,10 @@ class IntegerWriter:
             self._integer_convolution(node, weight, chain)
 
     def _takes_codes(self, node: "NodeProto") -> bool:
-        if node.op_type == "Concat":
-            repeated = node.output[0]
-            return self.source.origin(repeated) != repeated and self._only_codes_wanted(repeated)
+        """Whether ``node`` is an integer convolution, or moves values and leads to those alone."""
+        if node.op_type in MOVING:
+            output = node.output[0]
+            return self.source.origin(output) != output and self._only_codes_wanted(output)
         return node.op_type == "Conv" and self.is_int8(node.input[1])
 
     def _wants_codes(self, name: str) -> bool:

@@ -77,7 +77,9 @@ class OnnxQuantizer(Quantizer):
         """The model with the layers of ``weights`` on integer kernels."""
         ranges, method = self.ranges, self.method or "mse"
         if not weights:
-            return copy.deepcopy(self.model)
+            model = copy.deepcopy(self.model)
+            del model.graph.value_info[:]  # who wants the shapes infers them
+            return model
         assert ranges is not None  # a policy with such a plan needs ranges
         return IntegerWriter(
             self.source, weights.__contains__, lambda name: ranges.range(name, method)

@@ -9,11 +9,12 @@ from mf_deploy.export.lower.flatten_head import FlattenHead
 from mf_deploy.export.lower.graph import Rewrite
 from mf_deploy.export.lower.integer_planes import RepeatPlanes
 from mf_deploy.export.lower.pad_hidden import PadHidden
+from mf_deploy.export.lower.patch_stem import PatchStem
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
 
 INTEGER_REWRITES: dict[Target, tuple[Rewrite, ...]] = REWRITES | {
     "onnx": (
-        *(*COMMON, BatchHeads(), FlattenHead(), DenseShuffles()),
+        *(*COMMON, BatchHeads(), FlattenHead(), DenseShuffles(), PatchStem()),
         *(RepeatChannels(), RepeatPlanes(), PadHidden(), FactorSlopes()),
     ),
 }
