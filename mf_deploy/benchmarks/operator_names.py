@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mf_deploy.export.tflite_file import read_operators
+from mf_deploy.export.tflite_file import module_path, read_operators
 from mf_deploy.runtimes.arm.counting import Operator
 
 # TFLite's operators that XNNPACK calls otherwise; the rest differ in spelling only. A convolution of one
@@ -70,15 +70,3 @@ def common_subsequence(ours: Sequence[str], theirs: Sequence[str]) -> Iterator[t
             i += 1
         else:
             j += 1
-
-
-def module_path(tensor: str) -> str:
-    """``classifier.fc.1`` of ``pkg.Net_network/pkg.Head_classifier/torch.Sequential_fc/torch.Linear_1;``.
-
-    litert-torch names a tensor after the modules that made it: class and attribute, from the outside in.
-    """
-    parts = [part for part in tensor.partition(";")[0].split("/") if part]
-    names = [part.rpartition(".")[2].partition("_")[2] if "." in part else part for part in parts]
-    while names and names[0] in ("", "network"):  # the wrappers that the export puts around a model
-        names.pop(0)
-    return ".".join(name for name in names if name)

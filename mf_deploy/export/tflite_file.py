@@ -54,6 +54,21 @@ def read_operators(model_path: Path) -> list[Operator]:
     raise MfDeployError(f"Cannot read {model_path}", why, "Export it again with mf-export --force.")
 
 
+def module_path(tensor: str) -> str:
+    """``classifier.fc.1`` of ``pkg.Net_network/pkg.Head_classifier/torch.Sequential_fc/torch.Linear_1;``.
+
+    litert-torch names a tensor after the modules that made it: class and attribute, from the outside in.
+    """
+    name = tensor.partition(";")[0]
+    if "/" not in name:
+        return name
+    parts = [part for part in name.split("/") if part]
+    names = [part.rpartition(".")[2].partition("_")[2] if "." in part else part for part in parts]
+    while names and names[0] in ("", "network"):  # the wrappers that the export puts around a model
+        names.pop(0)
+    return ".".join(name for name in names if name)
+
+
 def count(model_path: Path) -> Quantization:
     """MACs and stored parameters by precision.
 

@@ -16,8 +16,9 @@ def main(model_path: str) -> None:
     (taken,) = interpreter.get_input_details()
     generator = np.random.default_rng(0)
     for _ in range(2):
-        if taken["dtype"] == np.uint8:
-            image = generator.integers(0, 256, taken["shape"], np.uint8)
+        if np.issubdtype(taken["dtype"], np.integer):
+            limits = np.iinfo(taken["dtype"])
+            image = generator.integers(limits.min, limits.max + 1, taken["shape"], taken["dtype"])
         else:
             image = generator.standard_normal(taken["shape"], np.float32)
         interpreter.set_tensor(taken["index"], image)

@@ -1,133 +1,266 @@
-"""ai-edge-quantizer on a float TFLite model: which operators, from which ranges, and does it run."""
+"""Int8 in a float TFLite model: which tensors become codes, and where they turn back into floats."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
-from mf_deploy.errors import MfDeployError
-from mf_deploy.export.quiet import quiet
-from mf_deploy.export.target import INPUT_NAME
-from mf_deploy.runtimes.native_log import quiet_native
+from mf_deploy.export.module_paths import reference_path
+from mf_deploy.export.ranges import Range
+from mf_deploy.export.tflite_graph import TfliteGraph
 
-SIGNATURE = "serving_default"
+Treatment = Literal["static", "dynamic", "rounded", "weights", "half"]
+"""Of a convolution or linear layer. ``static``: int8 in and out, ranges from calibration. ``dynamic``: int8
+products, activations quantized as they come, each row by its own range. ``rounded``: dynamic, and the result
+passes through int8 codes. ``weights``: int8 weights, float arithmetic."""
 
-Ranges = dict[str, dict[str, np.ndarray]]  # tensor name -> {"min", "max"}
+RangeOf = Callable[[int], Range]
 
-DEAD_RANGE = 1e-6
-DEAD_RANGE_BECOMES = 1.0
-PROBE_SECONDS = 300
+WEIGHT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+"""The output channels of each weighted operator's constant; each has its own scale."""
 
-CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
-LINEAR = ("FULLY_CONNECTED",)
+MOVERS = ("PAD", "CONCATENATION", "RESHAPE", "TRANSPOSE", "SLICE", "MAX_POOL_2D")
+"""Operators that only move codes about: their output has the scale of their input."""
+
+LEVELS, LOWEST, HIGHEST = 255, -128, 127
+BIAS_LIMIT = 2.0**30
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """TFLite operators by what happens to them; the others stay in float.
+def layers(graph: TfliteGraph, module: nn.Module) -> dict[int, str]:
+    """Position of each weighted operator → path of its layer in the reference model, "" for none.
 
-    ``static``: int8 weights and activations, ranges from calibration. ``dynamic``: int8 weights and
-    multiplications, activations quantized as they come, each by its own range. ``weights``: int8 weights,
-    dequantized for float arithmetic. ``half``: float16 weights, likewise.
+    A layer is found by its weights, which the converter only transposes; layers with equal weights
+    are told apart by their order.
     """
-
-    static: tuple[str, ...] = ()
-    dynamic: tuple[str, ...] = ()
-    weights: tuple[str, ...] = ()
-    half: tuple[str, ...] = ()
-
-
-# Measured on a trained Mobile-Former 52M (1000 images, 256 for calibration; agreement with float, SQNR):
-# everything static does not load; with its dead ranges widened, BATCH_MATMUL in int8 costs all accuracy
-# (29 %, 4 dB). Convolutions static: 95 %, 23 dB. FULLY_CONNECTED static as well: 92 %, 20 dB; dynamic:
-# 94 %, 22 dB, with the same 97 % of the multiplications in int8. CONCATENATION costs 2 dB more, MUL and
-# ADD 6 dB. PAD before a convolution costs nothing and spares a float copy: 0.44 ms become 0.32 ms.
-RECIPES: dict[str, tuple[Recipe, ...]] = {
-    "w8a8": (
-        Recipe(static=(*CONVOLUTIONS, "PAD"), dynamic=LINEAR),
-        Recipe(static=CONVOLUTIONS, weights=LINEAR),
-    ),
-    "w8": (Recipe(weights=CONVOLUTIONS + LINEAR),),
-    "fp16": (Recipe(half=CONVOLUTIONS + LINEAR),),
-}
+    paths: dict[bytes, list[str]] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            paths.setdefault(_layer_key(layer), []).append(reference_path(name))
+    found = {}
+    for position, operator in enumerate(graph.operators):
+        weights = graph.constant(operator.inputs[1]) if graph.kind(operator) in WEIGHT_AXIS else None
+        if weights is not None and weights.dtype == np.float32:
+            same = paths.get(np.float32(weights).tobytes(), [""])
+            found[position] = same.pop(0) if len(same) > 1 else same[0]
+    return found
 
 
-def apply_recipe(model: bytes, recipe: Recipe, ranges: Ranges | None = None) -> bytes:
-    """The float TFLite ``model`` quantized by ``recipe``; a static recipe needs the activations' ranges."""
-    from ai_edge_quantizer import quantizer, recipe_manager
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import TFLOperationName
-
-    manager = recipe_manager.RecipeManager()
-    for name in recipe.static:
-        manager.add_static_config(".*", TFLOperationName(name), activation_num_bits=8, weight_num_bits=8)
-    for name in recipe.dynamic:
-        manager.add_dynamic_config(".*", TFLOperationName(name), num_bits=8)
-    for name in recipe.weights:
-        manager.add_weight_only_config(".*", TFLOperationName(name), num_bits=8)
-    for name in recipe.half:
-        manager.add_weight_only_config(
-            ".*", TFLOperationName(name), num_bits=16, algorithm_key=AlgorithmName.FLOAT_CASTING
-        )
-    with quiet_native(), quiet():
-        tool = quantizer.Quantizer(model, manager.get_quantization_recipe())
-        result = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    assert result.quantized_model is not None
-    return bytes(result.quantized_model)
+def _layer_key(layer: nn.Conv2d | nn.Linear) -> bytes:
+    """The layer's weights as TFLite stores them."""
+    weight = layer.weight.detach()
+    if isinstance(layer, nn.Conv2d):
+        depthwise = layer.groups == layer.in_channels and layer.groups > 1
+        weight = weight.permute(1, 2, 3, 0) if depthwise else weight.permute(0, 2, 3, 1)
+    values: np.ndarray = weight.contiguous().float().numpy()
+    return values.tobytes()
 
 
-def activation_ranges(model: bytes, images: Iterable[np.ndarray]) -> Ranges:
-    """Smallest and largest value of every tensor over all ``images``, each a batch of the model's input.
+def observed_tensors(graph: TfliteGraph) -> list[int]:
+    """Tensors whose ranges some plan may ask for."""
+    source = sources(graph)
+    wanted = {source(int(index)) for index in graph.main.outputs}
+    for operator in graph.operators:
+        if graph.kind(operator) in (*WEIGHT_AXIS, "ADD"):
+            wanted.update(source(int(index)) for index in (*operator.inputs, *operator.outputs) if index >= 0)
+    return sorted(i for i in wanted if graph.constant(i) is None and graph.dtype(i) == np.float32)
 
-    One batch is in memory at a time. The tool's own default, a moving average, forgets: it costs 6 dB on
-    Mobile-Former. A tensor that is zero on every image (a dead unit's) gets a range of one: its scale of
-    nearly zero would overflow the integers of whoever reads it.
 
-    Raises:
-        MfDeployError: there are no images.
+def sources(graph: TfliteGraph) -> Callable[[int], int]:
+    """A function from a tensor to the one whose values it holds, through operators that only move them."""
+    origin: dict[int, int] = {}
+    for operator in graph.operators:
+        roots = {origin.get(int(i), int(i)) for i in _moved(graph, operator)}
+        if graph.kind(operator) in MOVERS and len(roots) == 1:
+            origin[int(operator.outputs[0])] = roots.pop()
+    return lambda tensor: origin.get(tensor, tensor)
+
+
+def _moved(graph: TfliteGraph, operator: Any) -> list[int]:
+    """The inputs whose values a mover moves: all of a concatenation's, the first of any other's."""
+    inputs = [int(index) for index in operator.inputs]
+    return inputs if graph.kind(operator) == "CONCATENATION" else inputs[:1]
+
+
+def int8_operators(graph: TfliteGraph, static: set[int]) -> set[int]:
+    """Positions of the operators that compute with codes: ``static``, and what lies between them.
+
+    A mover does when all who read its output do; an addition when its inputs, too, come as codes.
+    That is the largest such set: a float island between two int8 layers is quantized once, where it ends.
     """
-    from ai_edge_quantizer import recipe_manager
-    from ai_edge_quantizer.calibrator import CalibrationMode, Calibrator
-    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+    source = sources(graph)
+    kinds = [graph.kind(operator) for operator in graph.operators]
+    readers: dict[int, list[tuple[int, int]]] = {}
+    writer = {int(o.outputs[0]): position for position, o in enumerate(graph.operators)}
+    for position, operator in enumerate(graph.operators):
+        for place, index in enumerate(operator.inputs):
+            readers.setdefault(int(index), []).append((position, place))
+    ends = {int(index) for index in graph.main.outputs}
+    movers = {
+        p
+        for p, operator in enumerate(graph.operators)
+        if kinds[p] in MOVERS and source(int(operator.outputs[0])) != int(operator.outputs[0])
+    }
+    chosen = static | movers | {p for p, kind in enumerate(kinds) if kind == "ADD"}
 
-    with quiet_native():
-        calibrator = Calibrator(
-            model,
-            num_threads=os.cpu_count() or 1,
-            mode=CalibrationMode.CALIBRATION_PROFILER_BASED,
-            qsv_update_func=min_max_update,
-        )
-    unused = recipe_manager.RecipeManager()
-    for image in images:
-        with quiet():
-            calibrator.calibrate({SIGNATURE: [{INPUT_NAME: image}]}, unused)
-    ranges: dict[str, Any] = calibrator.get_model_qsvs()
-    if not ranges:
-        raise MfDeployError(
-            "Cannot calibrate", "there are no calibration images", "Give at least one batch of images."
-        )
-    for values in ranges.values():
-        if max(np.abs(values["min"]).max(), np.abs(values["max"]).max()) < DEAD_RANGE:
-            values["max"] = np.full_like(values["max"], DEAD_RANGE_BECOMES)
-    return ranges
+    def takes_codes(position: int, place: int) -> bool:
+        first_only = kinds[position] not in ("ADD", "CONCATENATION")
+        return position in chosen and (place == 0 or not first_only)
+
+    def stays(position: int) -> bool:
+        operator = graph.operators[position]
+        output = int(operator.outputs[0])
+        if output in ends or not all(takes_codes(*reader) for reader in readers.get(output, [])):
+            return False
+        return position in movers or all(writer.get(source(int(i)), -1) in chosen for i in operator.inputs)
+
+    while leaving := {p for p in chosen - static if not stays(p)}:
+        chosen -= leaving
+    return chosen
 
 
-def why_it_fails(model_path: Path) -> str | None:
-    """What goes wrong when LiteRT runs the model, in one line; None where nothing does."""
-    probe = Path(__file__).with_name("tflite_probe.py")
-    command = [sys.executable, "-P", str(probe), str(model_path)]  # -P: our onnx.py is not the package onnx
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"it did not finish in {PROBE_SECONDS} s"
-    if done.returncode == 0:
-        return None
-    if done.returncode < 0:
-        return f"LiteRT crashes on it with {signal.Signals(-done.returncode).name}"
-    return (done.stderr.strip().splitlines() or ["LiteRT gave no reason"])[-1]
+@dataclass
+class Quantization:
+    """One rewrite of a float graph, in place; ``range_of`` gives the range of a tensor of that graph."""
+
+    graph: TfliteGraph
+    treatments: Mapping[int, Treatment]
+    range_of: RangeOf
+    codes: dict[int, int] = field(default_factory=dict)
+    floats: set[int] = field(default_factory=set)
+    restored: dict[int, int] = field(default_factory=dict)
+    written: list[Any] = field(default_factory=list)
+
+    def apply(self) -> None:
+        """Rewrite the operators in their order; a conversion stands where its result is first read."""
+        graph = self.graph
+        static = {p for p, treatment in self.treatments.items() if treatment == "static"}
+        chosen = int8_operators(graph, static)
+        self.source = sources(graph)
+        outputs = {int(index) for operator in graph.operators for index in operator.outputs}
+        self.floats = set(range(len(graph.tensors))) - outputs
+        for position, operator in enumerate(graph.operators):
+            if position in chosen:
+                self._to_codes(operator, position in static)
+            else:
+                self._keep(operator, self.treatments.get(position))
+            self.written.append(operator)
+            if self.treatments.get(position) == "rounded":
+                self._round(int(operator.outputs[0]))
+        for index in graph.main.outputs:
+            self._float(int(index))
+        graph.main.operators = self.written
+
+    def _keep(self, operator: Any, treatment: Treatment | None) -> None:
+        """A float operator, perhaps with int8 weights."""
+        operator.inputs = np.array([self._float(int(i)) if i >= 0 else -1 for i in operator.inputs], np.int32)
+        self.floats.update(int(index) for index in operator.outputs)
+        if treatment is None:
+            return
+        stored = self._stored(operator, treatment)
+        if treatment in ("dynamic", "rounded"):
+            operator.inputs[1] = stored
+            operator.builtinOptions.asymmetricQuantizeInputs = True
+            self.graph.needs_int8(operator)
+        else:
+            operator.inputs[1] = self._restore(int(operator.inputs[1]), stored)
+
+    def _stored(self, operator: Any, treatment: Treatment) -> int:
+        """The constant that stands for the operator's weights."""
+        tensor = int(operator.inputs[1])
+        values = self.graph.constant(tensor)
+        if treatment == "half":
+            assert values is not None
+            return self.graph.add_constant(self._name(tensor), values.astype(np.float16))
+        return self._weights(tensor, WEIGHT_AXIS[self.graph.kind(operator)])
+
+    def _round(self, output: int) -> None:
+        """Give who reads ``output`` the floats that its codes stand for."""
+        self.floats.discard(output)
+        exact = self.written[-1]
+        raw = self.graph.add_tensor(self._name(output) + "/exact", self.graph.shape(output), np.float32)
+        exact.outputs = np.array([raw], np.int32)
+        self.codes[output] = self._code_tensor(output)
+        self.written.append(self.graph.operator("QUANTIZE", [raw], [self.codes[output]]))
+
+    def _to_codes(self, operator: Any, weighted: bool) -> None:
+        """An operator on codes: its tensors are replaced by their int8 versions."""
+        output = int(operator.outputs[0])
+        places = range(len(operator.inputs)) if self.graph.kind(operator) in ("ADD", "CONCATENATION") else [0]
+        for place in places:
+            operator.inputs[place] = self._code(int(operator.inputs[place]))
+        if weighted:
+            self._weigh(operator)
+        self.codes[output] = self._code_tensor(output)
+        operator.outputs = np.array([self.codes[output]], np.int32)
+        self.graph.needs_int8(operator)
+
+    def _weigh(self, operator: Any) -> None:
+        """Int8 weights and an int32 bias in units of input scale times weight scale."""
+        graph, inputs = self.graph, operator.inputs
+        input_scale = float(graph.tensors[int(inputs[0])].quantization.scale[0])
+        bias = graph.constant(int(inputs[2])) if len(inputs) > 2 else None
+        least = np.zeros(1) if bias is None else np.abs(bias) / (input_scale * BIAS_LIMIT)
+        source = int(inputs[1])
+        inputs[1] = self._weights(source, WEIGHT_AXIS[graph.kind(operator)], least)
+        if bias is not None:
+            scales = graph.tensors[int(inputs[1])].quantization.scale.astype(np.float64) * input_scale
+            steps = np.rint(bias / scales).astype(np.int32)
+            name = self._name(int(inputs[2]))
+            inputs[2] = graph.add_constant(name, steps, graph.quantization(scales))
+
+    def _weights(self, tensor: int, axis: int, least: np.ndarray | None = None) -> int:
+        """The constant as int8 codes with a scale per output channel, none below ``least``."""
+        graph = self.graph
+        values = graph.constant(tensor)
+        assert values is not None
+        others = tuple(each for each in range(values.ndim) if each != axis)
+        scales = np.abs(values).max(others).astype(np.float64) / HIGHEST
+        scales = np.maximum(scales, np.zeros(1) if least is None else least)
+        scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
+        shape = [-1 if each == axis else 1 for each in range(values.ndim)]
+        steps = np.rint(values / scales.reshape(shape)).clip(-HIGHEST, HIGHEST).astype(np.int8)
+        return graph.add_constant(self._name(tensor), steps, graph.quantization(scales, 0, axis))
+
+    def _restore(self, tensor: int, stored: int) -> int:
+        """The float version of a stored constant."""
+        if tensor not in self.restored:
+            name = self._name(tensor) + "/float"
+            made = self.graph.add_tensor(name, self.graph.shape(tensor), np.float32)
+            self.written.append(self.graph.operator("DEQUANTIZE", [stored], [made]))
+            self.floats.add(made)
+            self.restored[tensor] = made
+        return self.restored[tensor]
+
+    def _name(self, tensor: int) -> str:
+        name: str = self.graph.tensors[tensor].name.decode()
+        return name
+
+    def _code_tensor(self, tensor: int) -> int:
+        """A new int8 tensor for the values of ``tensor``."""
+        scale, zero_point = scale_and_zero(self.range_of(self.source(tensor)))
+        graph = self.graph
+        name = self._name(tensor) + "/int8"
+        return graph.add_tensor(name, graph.shape(tensor), np.int8, graph.quantization(scale, zero_point))
+
+    def _code(self, tensor: int) -> int:
+        """``tensor`` as codes, quantized here where it is only a float so far."""
+        if tensor not in self.codes:
+            self.codes[tensor] = self._code_tensor(tensor)
+            self.written.append(self.graph.operator("QUANTIZE", [tensor], [self.codes[tensor]]))
+        return self.codes[tensor]
+
+    def _float(self, tensor: int) -> int:
+        """``tensor`` as floats, dequantized here where it is only codes so far."""
+        if tensor not in self.floats:
+            self.written.append(self.graph.operator("DEQUANTIZE", [self.codes[tensor]], [tensor]))
+            self.floats.add(tensor)
+        return tensor
+
+
+def scale_and_zero(of: Range) -> tuple[float, int]:
+    """Scale and zero point of int8 codes for a range that contains zero, which gets an exact code."""
+    low, high = of
+    scale = (high - low) / LEVELS
+    return scale, int(np.clip(round(LOWEST - low / scale), LOWEST, HIGHEST))

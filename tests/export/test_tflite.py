@@ -1,10 +1,8 @@
-"""TFLite export: what is in the file, that it computes the network, and what quantization leaves of it."""
+"""TFLite export: what is in the file, and that it computes the network."""
 
 import io
 import struct
-import weakref
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +16,20 @@ from mf_deploy.errors import MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import ExportOptions
-from mf_deploy.export.tflite import MODEL_FILE, TfliteExporter, convert, finished, model_input
+from mf_deploy.export.tflite import TfliteExporter, convert, model_input
+from mf_deploy.export.tflite_write import MODEL_FILE
 
 pytest.importorskip("litert_torch")
 
 from ai_edge_litert.interpreter import Interpreter
 
 from mf_deploy.export.tflite_file import count, read_operators
+from mf_deploy.export.tflite_graph import TfliteGraph
 from mf_deploy.export.tflite_metadata import ENTRY_NAME, LABELS_FILE
-from mf_deploy.export.tflite_quantize import RECIPES, activation_ranges, apply_recipe, why_it_fails
+from mf_deploy.export.tflite_quantizer import why_it_fails
+from mf_deploy.export.tflite_write import finish
 
-FLOAT, PICTURE = ExportOptions(), ExportOptions(input="uint8")
+FLOAT = ExportOptions()
 STEM_MACS, DEPTHWISE_MACS, POINTWISE_MACS = 16 * 16 * 16 * 27, 16 * 16 * 16 * 9, 16 * 16 * 16 * 16
 HEAD_MACS = 16 * CLASSES
 MACS = STEM_MACS + DEPTHWISE_MACS + POINTWISE_MACS + HEAD_MACS
@@ -87,81 +88,10 @@ def test_float_export_is_counted_from_the_file(graph: DeployGraph, tmp_path: Pat
     assert counted.parameters == {"fp32": WEIGHTS + BIASES}
 
 
-def test_picture_export_normalises_in_the_graph_and_quantizes_a_static_batch(
-    pictures: np.ndarray, tmp_path: Path
-) -> None:
-    graph = tiny_graph(batch=2)
-    batches = [pictures[start : start + 2] for start in range(0, len(pictures), 2)]
-    written = TfliteExporter().quantize(graph, "w8a8", PICTURE, lambda: iter(batches), tmp_path)
-
-    expected = expected_logits(graph, pictures)
-    actual = run_file((tmp_path / MODEL_FILE).read_bytes(), pictures)
-    assert np.abs(actual - expected).max() <= 0.1 * np.ptp(expected)
-    assert (written.input.dtype, written.input.shape) == ("uint8", (2, SIDE, SIDE, 3))
-    counted = count(tmp_path / MODEL_FILE)
-    assert counted.macs == {"int8": 2 * MACS}
-    assert counted.parameters["int8"] == WEIGHTS
-
-
-@pytest.mark.parametrize(("scheme", "precision", "tolerance"), [("fp16", "fp16", 2e-3), ("w8", "int8", 2e-2)])
-def test_stored_weights_are_narrow_and_the_arithmetic_stays_float(
-    graph: DeployGraph,
-    float_model: bytes,
-    pictures: np.ndarray,
-    tmp_path: Path,
-    scheme: str,
-    precision: str,
-    tolerance: float,
-) -> None:
-    quantized = apply_recipe(float_model, RECIPES[scheme][0])
-    path = tmp_path / MODEL_FILE
-    path.write_bytes(finished(quantized, graph, scheme, FLOAT))
-
-    expected = expected_logits(graph, pictures)
-    actual = run_file(path.read_bytes(), model_input(pictures, graph, FLOAT))
-    error = np.abs(actual - expected).max() / np.ptp(expected)
-    assert 1e-6 < error <= tolerance
-    assert count(path).macs == {"fp32": MACS}
-    assert count(path).parameters == {precision: WEIGHTS, "fp32": BIASES}
-    assert why_it_fails(path) is None
-
-
-def test_ranges_span_all_images_and_dead_tensors_get_one(float_model: bytes) -> None:
-    shape = (1, SIDE, SIDE, 3)
-    small, large = np.full(shape, 0.1, np.float32), np.full(shape, -3.0, np.float32)
-    ranges = activation_ranges(float_model, [small, large, small, small])
-
-    image = next(values for name, values in ranges.items() if "image" in name)
-    assert image["min"].item() == pytest.approx(-3)
-    assert image["max"].item() == pytest.approx(0.1)
-    assert all(max(abs(r["min"]).max(), abs(r["max"]).max()) > 1e-6 for r in ranges.values())
-
-
-def test_calibration_keeps_one_batch_in_memory(float_model: bytes) -> None:
-    alive: list[weakref.ref[np.ndarray]] = []
-    most = 0
-
-    def images() -> Iterator[np.ndarray]:
-        nonlocal most
-        for seed in range(12):
-            image = np.random.default_rng(seed).standard_normal((1, SIDE, SIDE, 3), np.float32)
-            alive.append(weakref.ref(image))
-            most = max(most, sum(reference() is not None for reference in alive))
-            yield image
-
-    activation_ranges(float_model, images())
-    assert most <= 2
-
-
-def test_calibration_without_images_is_refused(float_model: bytes) -> None:
-    with pytest.raises(MfDeployError, match="no calibration images"):
-        activation_ranges(float_model, [])
-
-
 def test_metadata_names_the_model_and_carries_the_labels(graph: DeployGraph, float_model: bytes) -> None:
     from ai_edge_litert.tools import flatbuffer_utils
 
-    data = finished(float_model, graph, "fp32", FLOAT)
+    data = finish(TfliteGraph(float_model), graph, "fp32", FLOAT)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.read(LABELS_FILE).decode() == "cat\ndog\na bird\nfish\nfrog\n"
     content = flatbuffer_utils.read_model_from_bytearray(data)
