@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 OPSET = 20  # the first one with Gelu
+SIGN_BIT = 128
 SIMPLIFY_TOLERANCE = 1e-3  # room for float16; a wrong graph is off by orders of magnitude more
 
 
@@ -45,11 +46,17 @@ class OnnxExporter(TargetExporter):
     def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
         import onnx
 
+        if options.output != "float":
+            raise MfDeployError(
+                f"Cannot give {options.output} logits in {scheme}",
+                "their scale comes from calibration",
+                "Quantize with --scheme w8a8 or mixed, or keep float outputs.",
+            )
         model = self._simplified(graph, scheme, options)
         model.producer_name, model.doc_string = "mf-deploy", graph.record.source.name
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, str(folder / MODEL_FILE))
-        return self.written(graph, options)
+        return self._written(graph, options)
 
     def quantizer(
         self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
@@ -57,9 +64,9 @@ class OnnxExporter(TargetExporter):
         from mf_deploy.export.onnx_quantize import OnnxQuantizer
 
         model = self._simplified(graph, policy.scheme, options)
-        quantizer = OnnxQuantizer(graph, model, self.written(graph, options), policy.ranges)
-        if policy.needs_ranges:
-            quantizer.calibrate(batches, options)
+        quantizer = OnnxQuantizer(graph, model, self._written(graph, options), options, policy.ranges)
+        if policy.needs_ranges or options.output != "float":
+            quantizer.calibrate(batches)
         return quantizer
 
     def count(self, model_path: Path) -> Quantization:
@@ -78,9 +85,10 @@ class OnnxExporter(TargetExporter):
             unrow(module)
         if scheme == "fp16":
             module = HalfPrecision(module)
-        if options.input == "uint8":
-            module = PictureInput(module, graph.record.preprocessing)
-            example = example_pictures(graph)
+        if options.input != "float":
+            shift = SIGN_BIT if options.input == "int8" else 0
+            module = PictureInput(module, graph.record.preprocessing, shift)
+            example = torch.from_numpy(model_input(example_pictures(graph), graph, options))
         try:
             with quiet():
                 program = torch.onnx.export(
@@ -105,11 +113,12 @@ class OnnxExporter(TargetExporter):
         check_same(model, simplified, example.numpy())
         return onnx.shape_inference.infer_shapes(simplified)
 
-    def written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
+    def _written(self, graph: DeployGraph, options: ExportOptions) -> WrittenModel:
         side = graph.record.preprocessing.input_size
-        if options.input == "uint8":
+        if options.input != "float":
             shape: tuple[int, ...] = (graph.batch, side, side, 3)
-            taken = TensorInfo(name=INPUT_NAME, shape=shape, layout="NHWC", dtype="uint8", range=(0, 255))
+            limits = (0, 255) if options.input == "uint8" else (-SIGN_BIT, SIGN_BIT - 1)
+            taken = TensorInfo(name=INPUT_NAME, shape=shape, layout="NHWC", dtype=options.input, range=limits)
         else:
             shape = (graph.batch, 3, side, side)
             taken = TensorInfo(name=INPUT_NAME, shape=shape, layout="NCHW", dtype="float32")
@@ -130,11 +139,17 @@ def _first_words(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def example_pictures(graph: DeployGraph) -> torch.Tensor:
+def example_pictures(graph: DeployGraph) -> np.ndarray:
     """Seeded (batch, H, W, 3) uint8 pictures."""
     side = graph.record.preprocessing.input_size
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (graph.batch, side, side, 3), generator=generator, dtype=torch.uint8)
+    return np.random.default_rng(0).integers(0, 256, (graph.batch, side, side, 3), np.uint8)
+
+
+def model_input(pictures: np.ndarray, graph: DeployGraph, options: ExportOptions) -> np.ndarray:
+    """(N, H, W, 3) uint8 pictures as the model takes them."""
+    if options.input == "float":
+        return graph.record.preprocessing.normalize(pictures)
+    return pictures if options.input == "uint8" else (pictures ^ SIGN_BIT).view(np.int8)
 
 
 def check_same(before: "ModelProto", after: "ModelProto", example: np.ndarray) -> None:

@@ -148,6 +148,31 @@ def quantize_weights(model: "ModelProto", names: set[str] | None = None) -> "Mod
     return model
 
 
+def quantize_output(
+    model: "ModelProto", name: str, low: float, high: float, dtype: np.dtype
+) -> tuple[float, int]:
+    """Make the output ``name`` integer codes over [low, high], in place; their scale and zero point."""
+    from onnx import helper, numpy_helper
+
+    graph, limits = model.graph, np.iinfo(dtype)
+    scale = np.float32(max(high - low, 1e-9) / (int(limits.max) - int(limits.min)))
+    zero = int(np.clip(limits.min + round(-low / float(scale)), limits.min, limits.max))
+    real = f"{name}_real"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, each in enumerate(names):
+                if each == name:
+                    names[index] = real
+    constants = {f"{name}_code_scale": np.array(scale), f"{name}_code_zero": np.array(zero, dtype)}
+    graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
+    graph.node.append(helper.make_node("QuantizeLinear", [real, *constants], [name]))
+    output = next(value for value in graph.output if value.name == name)
+    shape = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
+    graph.value_info.append(helper.make_tensor_value_info(real, output.type.tensor_type.elem_type, shape))
+    output.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(dtype)
+    return float(scale), zero
+
+
 def _output_axis(node: "NodeProto", rank: int) -> int:
     """The axis of a weight that counts output channels."""
     if node.op_type == "Conv":

@@ -2,26 +2,36 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mf_deploy.artifact import TensorInfo
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.module_paths import reference_path
-from mf_deploy.export.onnx_file import quantize_weights
+from mf_deploy.export.onnx_file import quantize_output, quantize_weights
 from mf_deploy.export.onnx_graph import FloatGraph
 from mf_deploy.export.onnx_integer import IntegerWriter
 from mf_deploy.export.onnx_ranges import MapRanges
-from mf_deploy.export.target import INPUT_NAME, CalibrationBatches, ExportOptions, Quantizer, WrittenModel
+from mf_deploy.export.ranges import Histogram
+from mf_deploy.export.target import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    CalibrationBatches,
+    ExportOptions,
+    Quantizer,
+    WrittenModel,
+)
 from mf_deploy.quantization import QuantPlan, RangeMethod
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 WEIGHT = ".weight"
+PICTURE_INPUT = "network."  # what the names begin with where normalisation is part of the graph
 
 
 @dataclass
@@ -31,6 +41,7 @@ class OnnxQuantizer(Quantizer):
     graph: DeployGraph
     model: "ModelProto"
     written: WrittenModel
+    options: ExportOptions
     method: RangeMethod | None = None
     ranges: MapRanges | None = None
     paths: dict[str, str] = field(init=False)
@@ -39,7 +50,9 @@ class OnnxQuantizer(Quantizer):
     def __post_init__(self) -> None:
         layers = {node.input[1] for node in self.source.nodes if node.op_type in ("Conv", "Gemm", "MatMul")}
         named = [name for name in self.source.constants if name in layers and name.endswith(WEIGHT)]
-        self.paths = {name: reference_path(name.removesuffix(WEIGHT)) for name in named}
+        self.paths = {
+            name: reference_path(name.removesuffix(WEIGHT).removeprefix(PICTURE_INPUT)) for name in named
+        }
 
     @cached_property
     def source(self) -> FloatGraph:
@@ -49,16 +62,16 @@ class OnnxQuantizer(Quantizer):
     def modules(self) -> list[str]:
         return list(self.paths.values())
 
-    def calibrate(self, batches: CalibrationBatches, options: ExportOptions) -> None:
-        """Measure the ranges of all maps, one batch in memory at a time."""
-        preprocessing = self.graph.record.preprocessing
+    def calibrate(self, batches: CalibrationBatches) -> None:
+        """Measure the ranges of all maps and of the logits, one batch in memory at a time."""
+        from mf_deploy.export.onnx import model_input
 
         def inputs() -> Iterator[dict[str, np.ndarray]]:
             for pictures in batches():
-                taken = pictures if options.input == "uint8" else preprocessing.normalize(pictures)
-                yield {INPUT_NAME: taken}
+                yield {INPUT_NAME: model_input(pictures, self.graph, self.options)}
 
         self.ranges = MapRanges(self.source)
+        self.ranges.histograms[OUTPUT_NAME] = Histogram()
         self.ranges.collect(inputs())
 
     def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
@@ -68,10 +81,22 @@ class OnnxQuantizer(Quantizer):
         model = self._integer({name for name, each in precision.items() if each == "int8"})
         model = quantize_weights(model, {name for name, each in precision.items() if each == "w8"})
         model.producer_name, model.doc_string = "mf-deploy", self.graph.record.source.name
+        outputs = [self._coded(model, output) for output in self.written.outputs]
         path = folder / self.written.model_file
         onnx.save(model, str(path))
         onnx.checker.check_model(str(path))
-        return self.written
+        return replace(self.written, outputs=outputs)
+
+    def _coded(self, model: "ModelProto", output: TensorInfo) -> TensorInfo:
+        """Make ``output`` of ``model`` integer codes over the range seen, if they are asked for."""
+        if self.options.output == "float":
+            return output
+        assert self.ranges is not None  # the exporter has calibrated
+        low, high = self.ranges.range(output.name, "minmax")
+        dtype = np.dtype(self.options.output)
+        scale, zero = quantize_output(model, output.name, low, high, dtype)
+        changes = {"dtype": dtype.name, "scale": scale, "zero_point": zero}
+        return output.model_copy(update=changes)
 
     def _integer(self, weights: set[str]) -> "ModelProto":
         """The model with the layers of ``weights`` on integer kernels."""

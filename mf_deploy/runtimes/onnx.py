@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mf_deploy.artifact import Artifact
+from mf_deploy.artifact import Artifact, TensorInfo
 from mf_deploy.errors import MfDeployError, require
 from mf_deploy.runtimes.session import Session
 
@@ -35,10 +35,14 @@ class OnnxSession(Session):
             why = str(error).splitlines()[0]
             raise MfDeployError(f"Cannot load {artifact.model_path}", why, "Export it again.") from None
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._described = {output.name: output for output in manifest.outputs}
 
     def _infer(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
         values = self._session.run(self._outputs, {self.input.name: prepared})
-        return dict(zip(self._outputs, values, strict=True))
+        return {
+            name: decoded(value, self._described.get(name))
+            for name, value in zip(self._outputs, values, strict=True)
+        }
 
     def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         session = _open_with_all_outputs(self._path)
@@ -50,6 +54,13 @@ class OnnxSession(Session):
                 for name, value in zip(names, values, strict=True)
                 if isinstance(value, np.ndarray) and value.dtype.kind == "f"
             }
+
+
+def decoded(codes: np.ndarray, described: TensorInfo | None) -> np.ndarray:
+    """The real values that integer ``codes`` stand for; other values as they are."""
+    if described is None or described.scale is None:
+        return codes
+    return (codes.astype(np.float32) - (described.zero_point or 0)) * np.float32(described.scale)
 
 
 def _open_with_all_outputs(path: Path) -> "InferenceSession":

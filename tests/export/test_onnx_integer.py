@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from test_lower_onnx import stored
 from tiny_tflite import CLASSES, tiny_graph
 from torch import nn
 
+from mf_deploy.errors import MfDeployError
 from mf_deploy.export.lower import DeployGraph, lower
 from mf_deploy.export.lower.integer import INTEGER_REWRITES
 from mf_deploy.export.lower.patch_stem import PatchConv
@@ -22,6 +24,7 @@ from mf_deploy.export.onnx_ranges import PAIRS, LeakSample, leak_error
 from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import ExportOptions, Quantizer
 from mf_deploy.quantization import Precision, QuantPlan, QuantPolicy
+from mf_deploy.runtimes.onnx import decoded
 
 SIZE = 64
 TINY_MACS = 16 * 16 * 16 * (27 + 9 + 16) + 16 * CLASSES
@@ -173,7 +176,8 @@ def test_one_part_in_int8_stays_close(
 ) -> None:
     """Also at the borders: integer convolutions beside float ones."""
     images, expected = images_and_logits(graph)
-    actual = logits(written(quantizer, tmp_path, **{part.replace(".", "__"): "int8"}), images)
+    plan: dict[str, Precision] = {part.replace(".", "__"): "int8"}
+    actual = logits(written(quantizer, tmp_path, **plan), images)
     assert 15 < sqnr(expected, actual) < 80
 
 
@@ -202,6 +206,29 @@ def test_a_leak_s_range_is_judged_behind_it() -> None:
     assert low > 0.5 * sample.low
     ratio, value = sample.values[1], sample.values[0]
     assert leak_error(value, ratio, low, high) < 0.5 * leak_error(value, ratio, sample.low, sample.high)
+
+
+@pytest.mark.parametrize("interface", ["uint8", "int8"])
+def test_integer_interface(interface: Literal["uint8", "int8"], tmp_path: Path) -> None:
+    """Pictures in, codes out: decoded by what the manifest will say, they are the logits."""
+    graph, options = tiny_graph(), ExportOptions(input=interface, output=interface)
+    quantizer = quantizer_of(graph, options)
+    (output,) = quantizer.write(QuantPlan.uniform("tiny", "int8"), tmp_path).outputs
+    assert output.dtype == interface
+    assert output.zero_point is not None
+    assert "head" in quantizer.modules
+    assert OnnxExporter().count(tmp_path / MODEL_FILE).macs == {"int8": TINY_MACS}
+    pictures = seeded_pictures(6, graph.record.preprocessing.input_size)[2:]
+    given = pictures if interface == "uint8" else (pictures.astype(np.int16) - 128).astype(np.int8)
+    codes = logits(onnx.load(tmp_path / MODEL_FILE), given)
+    assert codes.dtype == interface
+    _, expected = images_and_logits(graph)
+    assert sqnr(expected, decoded(codes, output)) > 20
+
+
+def test_float_files_refuse_codes_as_logits(tmp_path: Path) -> None:
+    with pytest.raises(MfDeployError, match="calibration"):
+        OnnxExporter().write(tiny_graph(), "fp32", ExportOptions(output="int8"), tmp_path)
 
 
 def test_w8_is_hardly_more_than_its_weights(tiny: tuple[DeployGraph, Quantizer], tmp_path: Path) -> None:
