@@ -42,6 +42,7 @@ class OnnxExporter(TargetExporter):
 
     name = "onnx"
     modules = ("onnx", "onnxruntime", "onnxscript", "onnxsim")
+    quantized_schemes = ("w8a8", "w8a16", "w8", "mixed", "fp16")
 
     def write(self, graph: DeployGraph, scheme: str, options: ExportOptions, folder: Path) -> WrittenModel:
         import onnx
@@ -64,7 +65,10 @@ class OnnxExporter(TargetExporter):
         from mf_deploy.export.onnx_quantize import OnnxQuantizer
 
         model = self._simplified(graph, policy.scheme, options)
-        quantizer = OnnxQuantizer(graph, model, self._written(graph, options), options, policy.ranges)
+        sixteen = "w8a16" in policy.plan_for(graph.record.source.name).modules.values()
+        quantizer = OnnxQuantizer(
+            graph, model, self._written(graph, options), options, policy.ranges, sixteen
+        )
         if policy.needs_ranges or options.output != "float":
             quantizer.calibrate(batches)
         return quantizer

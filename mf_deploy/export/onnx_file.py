@@ -61,7 +61,8 @@ def _precision(node: "NodeProto", dequantized: dict, constants: dict, types: dic
 
     sources = [dequantized.get(name) for name in node.input[:2]]
     if all(sources) and any(source.input[0] not in constants for source in sources if source):
-        return "int8"
+        wide = any(types.get(source.input[0]) == onnx.TensorProto.UINT16 for source in sources if source)
+        return "w8a16" if wide else "int8"
     half = types.get(node.output[0]) == onnx.TensorProto.FLOAT16
     return "fp16" if half else "fp32"
 
@@ -171,6 +172,14 @@ def quantize_output(
     graph.value_info.append(helper.make_tensor_value_info(real, output.type.tensor_type.elem_type, shape))
     output.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(dtype)
     return float(scale), zero
+
+
+def drop_unused(model: "ModelProto") -> None:
+    """Remove constants that no node reads, in place."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def _output_axis(node: "NodeProto", rank: int) -> int:

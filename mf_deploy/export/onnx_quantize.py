@@ -12,11 +12,11 @@ import numpy as np
 from mf_deploy.artifact import TensorInfo
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.module_paths import reference_path
-from mf_deploy.export.onnx_file import quantize_output, quantize_weights
+from mf_deploy.export.onnx_file import drop_unused, quantize_output, quantize_weights
 from mf_deploy.export.onnx_graph import FloatGraph
 from mf_deploy.export.onnx_integer import IntegerWriter
 from mf_deploy.export.onnx_ranges import MapRanges
-from mf_deploy.export.ranges import Histogram
+from mf_deploy.export.onnx_sixteen import SixteenBits
 from mf_deploy.export.target import (
     INPUT_NAME,
     OUTPUT_NAME,
@@ -43,6 +43,8 @@ class OnnxQuantizer(Quantizer):
     written: WrittenModel
     options: ExportOptions
     method: RangeMethod | None = None
+    sixteen: bool = False
+    """Whether plans may ask for 16-bit activations, which need the ranges of more tensors."""
     ranges: MapRanges | None = None
     paths: dict[str, str] = field(init=False)
     """Weight tensor → path of its layer in the reference model."""
@@ -71,7 +73,9 @@ class OnnxQuantizer(Quantizer):
                 yield {INPUT_NAME: model_input(pictures, self.graph, self.options)}
 
         self.ranges = MapRanges(self.source)
-        self.ranges.histograms[OUTPUT_NAME] = Histogram()
+        layers = [node for node in self.source.nodes if len(node.input) > 1 and node.input[1] in self.paths]
+        around = [name for node in layers for name in (node.input[0], node.output[0])]
+        self.ranges.extents = dict.fromkeys([OUTPUT_NAME, *(around if self.sixteen else [])], (0.0, 0.0))
         self.ranges.collect(inputs())
 
     def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
@@ -79,7 +83,13 @@ class OnnxQuantizer(Quantizer):
 
         precision = {name: plan.precision(path) for name, path in self.paths.items()}
         model = self._integer({name for name, each in precision.items() if each == "int8"})
-        model = quantize_weights(model, {name for name, each in precision.items() if each == "w8"})
+        sixteen = {name for name, each in precision.items() if each == "w8a16"}
+        model = quantize_weights(model, sixteen | {name for name, each in precision.items() if each == "w8"})
+        if sixteen:
+            ranges = self.ranges
+            assert ranges is not None  # a policy with such a plan needs ranges
+            SixteenBits(model, ranges.extents).apply(sixteen)
+            drop_unused(model)
         model.producer_name, model.doc_string = "mf-deploy", self.graph.record.source.name
         outputs = [self._coded(model, output) for output in self.written.outputs]
         path = folder / self.written.model_file
@@ -92,7 +102,7 @@ class OnnxQuantizer(Quantizer):
         if self.options.output == "float":
             return output
         assert self.ranges is not None  # the exporter has calibrated
-        low, high = self.ranges.range(output.name, "minmax")
+        low, high = self.ranges.extents[output.name]
         dtype = np.dtype(self.options.output)
         scale, zero = quantize_output(model, output.name, low, high, dtype)
         changes = {"dtype": dtype.name, "scale": scale, "zero_point": zero}

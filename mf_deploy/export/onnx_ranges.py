@@ -71,6 +71,8 @@ class MapRanges:
     graph: FloatGraph
     histograms: dict[str, Histogram] = field(default_factory=dict)
     leaks: dict[str, LeakSample] = field(default_factory=dict)
+    extents: dict[str, Range] = field(default_factory=dict)
+    """Smallest and largest values, and zero, of tensors that get as many codes as they need."""
     sources: dict[str, tuple[str, str]] = field(default_factory=dict)
     chosen: dict[tuple[str, RangeMethod], Range] = field(default_factory=dict)
 
@@ -93,7 +95,9 @@ class MapRanges:
         import onnx
         import onnxruntime
 
-        names = sorted({*self.histograms, *(name for pair in self.sources.values() for name in pair)})
+        names = sorted(
+            {*self.histograms, *self.extents, *(name for pair in self.sources.values() for name in pair)}
+        )
         names = [name for name in names if name not in self.graph.constants]
         model = onnx.ModelProto()
         model.CopyFrom(self.graph.model)
@@ -109,6 +113,8 @@ class MapRanges:
             values = dict(zip(outputs, session.run(outputs, fed), strict=True)) | fed
             for name, histogram in self.histograms.items():
                 histogram.update(values[name])
+            for name, (low, high) in self.extents.items():
+                self.extents[name] = min(low, float(values[name].min())), max(high, float(values[name].max()))
             for name, (scaled, ratio) in self.sources.items():
                 self.leaks[name].update(values[scaled], values[ratio])
 

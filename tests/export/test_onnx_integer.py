@@ -15,6 +15,7 @@ from test_lower_onnx import stored
 from tiny_tflite import CLASSES, tiny_graph
 from torch import nn
 
+from mf_deploy.artifact import Scheme
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export.lower import DeployGraph, lower
 from mf_deploy.export.lower.integer import INTEGER_REWRITES
@@ -36,13 +37,17 @@ def integer_graph(variant: str, batch: int = 1) -> DeployGraph:
     return lower(model, record, "onnx", batch, INTEGER_REWRITES["onnx"])
 
 
-def quantizer_of(graph: DeployGraph, options: ExportOptions = ExportOptions()) -> Quantizer:  # noqa: B008
+def quantizer_of(
+    graph: DeployGraph,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 (frozen)
+    scheme: Scheme = "w8a8",
+) -> Quantizer:
     pictures = seeded_pictures(4 * graph.batch, graph.record.preprocessing.input_size)
 
     def batches() -> Iterator[np.ndarray]:
         yield from pictures.reshape(4, graph.batch, *pictures.shape[1:])
 
-    return OnnxExporter().quantizer(graph, QuantPolicy("w8a8"), options, batches)
+    return OnnxExporter().quantizer(graph, QuantPolicy(scheme), options, batches)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +211,17 @@ def test_a_leak_s_range_is_judged_behind_it() -> None:
     assert low > 0.5 * sample.low
     ratio, value = sample.values[1], sample.values[0]
     assert leak_error(value, ratio, low, high) < 0.5 * leak_error(value, ratio, sample.low, sample.high)
+
+
+def test_16_bit_activations_are_standard_pairs(tmp_path: Path) -> None:
+    graph = tiny_graph()
+    model = written(quantizer_of(graph, scheme="w8a16"), tmp_path, all="w8a16")
+    assert {opset.domain for opset in model.opset_import if opset.domain} == set()
+    counted = OnnxExporter().count(tmp_path / MODEL_FILE)
+    assert counted.macs == {"w8a16": TINY_MACS}
+    assert counted.parameters["int8"] == 16 * (27 + 9 + 16) + 16 * CLASSES
+    images, expected = images_and_logits(graph)
+    assert sqnr(expected, logits(model, images)) > 35
 
 
 @pytest.mark.parametrize("interface", ["uint8", "int8"])
