@@ -119,6 +119,8 @@ def ablation_page(table: Table, device: str) -> str:
     ]
     for target, engine in ENGINES.items():
         rows = [row for row in table.rows if row.target == target]
+        if not rows:
+            continue
         models = list(dict.fromkeys(row.model for row in rows))
         steps = list(dict.fromkeys(row.graph for row in rows))
         lines += ["", f"## {engine}", "", "| | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]
