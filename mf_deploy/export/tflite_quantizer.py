@@ -127,7 +127,8 @@ def _codes_arrive(graph: TfliteGraph, position: int, chosen: Mapping[int, Treatm
 def meeting_maps(graph: TfliteGraph) -> set[int]:
     """Positions of the linear layers whose result is combined with a feature map.
 
-    A map is what a convolution gives, and all that is computed from it without another layer.
+    A map is what a convolution gives, and all that is computed from it without another layer, up to the
+    mean over its positions.
     """
     kinds = [graph.kind(operator) for operator in graph.operators]
     maps: set[int] = set()
@@ -143,7 +144,7 @@ def meeting_maps(graph: TfliteGraph) -> set[int]:
             continue
         linear = {each for index in inputs for each in origins.get(index, set())}
         if inputs & maps:
-            maps |= outputs
+            maps |= outputs if kinds[position] != "MEAN" else set()
             meeting |= {each for each in linear if kinds[each] == "FULLY_CONNECTED"}
         else:
             origins |= {index: linear for index in outputs}

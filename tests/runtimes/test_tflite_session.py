@@ -21,15 +21,17 @@ from mf_deploy.artifact import (
 )
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export.parity import seeded_pictures
-from mf_deploy.export.target import ExportOptions
-from mf_deploy.export.tflite import convert, finished, model_input
+from mf_deploy.export.target import ExportOptions, WrittenModel
+from mf_deploy.export.tflite import TfliteExporter, convert
+from mf_deploy.export.tflite_write import MODEL_FILE, finish
+from mf_deploy.quantization import Interface, QuantPolicy
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.native_log import quiet_native
 
 pytest.importorskip("litert_torch")
 
 from mf_deploy.export.tflite_file import read_operators
-from mf_deploy.export.tflite_quantize import CONVOLUTIONS, LINEAR, Recipe, activation_ranges, apply_recipe
+from mf_deploy.export.tflite_graph import TfliteGraph
 
 GRAPH = tiny_graph()
 NO_PARITY = Parity(
@@ -53,8 +55,15 @@ def float_model() -> bytes:
     return convert(GRAPH, ExportOptions())
 
 
-def write_artifact(folder: Path, model: bytes, shape: tuple[int, ...] = (1, SIDE, SIDE, 3)) -> Artifact:
-    folder.mkdir()
+def float_tensors(shape: tuple[int, ...] = (1, SIDE, SIDE, 3)) -> WrittenModel:
+    taken = TensorInfo(name="image", shape=shape, layout="NHWC", dtype="float32")
+    logits = TensorInfo(name="logits", shape=(1, CLASSES), layout="NC", dtype="float32")
+    return WrittenModel(MODEL_FILE, taken, [logits], {})
+
+
+def write_artifact(folder: Path, model: bytes, written: WrittenModel | None = None) -> Artifact:
+    written = written or float_tensors()
+    folder.mkdir(exist_ok=True)
     (folder / "model.tflite").write_bytes(model)
     manifest = Manifest(
         target="tflite",
@@ -62,8 +71,8 @@ def write_artifact(folder: Path, model: bytes, shape: tuple[int, ...] = (1, SIDE
         graph="deploy",
         model=ModelSource(name="tiny", num_classes=CLASSES),
         model_file="model.tflite",
-        input=TensorInfo(name="image", shape=shape, layout="NHWC", dtype="float32"),
-        outputs=[TensorInfo(name="logits", shape=(1, CLASSES), layout="NC", dtype="float32")],
+        input=written.input,
+        outputs=written.outputs,
         preprocessing=GRAPH.record.preprocessing,
         labels=None,
         quantization=Quantization(macs={}, parameters={}),
@@ -79,7 +88,7 @@ def write_artifact(folder: Path, model: bytes, shape: tuple[int, ...] = (1, SIDE
 
 @pytest.fixture(scope="module")
 def artifact(float_model: bytes, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    model = finished(float_model, GRAPH, "fp32", ExportOptions())
+    model = finish(TfliteGraph(float_model), GRAPH, "fp32", ExportOptions())
     return write_artifact(tmp_path_factory.mktemp("run") / "tflite-fp32", model)
 
 
@@ -105,15 +114,18 @@ def test_one_session_serves_several_threads(artifact: Artifact, pictures: np.nda
         np.testing.assert_array_equal(logits, alone[index % len(pictures)])
 
 
+@pytest.mark.parametrize("interface", ["uint8", "int8"])
 def test_integer_inputs_and_outputs_are_floats_outside(
-    float_model: bytes, pictures: np.ndarray, expected: np.ndarray, tmp_path: Path
+    interface: Interface, pictures: np.ndarray, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    images = [model_input(picture[None], GRAPH, ExportOptions()) for picture in pictures]
-    everything = Recipe(static=(*CONVOLUTIONS, *LINEAR, "PAD", "ADD", "MEAN", "INPUT", "OUTPUT"))
-    quantized = apply_recipe(float_model, everything, activation_ranges(float_model, images))
-    artifact = write_artifact(tmp_path / "tflite-w8a8", finished(quantized, GRAPH, "w8a8", ExportOptions()))
+    options, policy = ExportOptions(input=interface, output=interface), QuantPolicy("w8a8")
+    quantizer = TfliteExporter().quantizer(GRAPH, policy, options, lambda: iter(pictures[:, None]))
+    folder = tmp_path / "tflite-w8a8"
+    folder.mkdir()
+    written = quantizer.write(policy.plan_for("tiny"), folder)
+    artifact = write_artifact(folder, (folder / MODEL_FILE).read_bytes(), written)
     operators = read_operators(artifact.model_path)
-    assert (operators[0].inputs[0].dtype, operators[-1].output.dtype) == ("int8", "int8")
+    assert (operators[0].inputs[0].dtype, operators[-1].output.dtype) == (interface, interface)
 
     session = open_session(artifact)
     logits = session.run(pictures)["logits"]
@@ -129,9 +141,9 @@ def test_a_file_that_does_not_load_is_one_line(float_model: bytes, tmp_path: Pat
 
 
 def test_a_manifest_that_does_not_fit_the_file_is_refused(float_model: bytes, tmp_path: Path) -> None:
-    model = finished(float_model, GRAPH, "fp32", ExportOptions())
+    model = finish(TfliteGraph(float_model), GRAPH, "fp32", ExportOptions())
     with pytest.raises(MfDeployError, match="the manifest says"):
-        open_session(write_artifact(tmp_path / "shape", model, shape=(4, SIDE, SIDE, 3)))
+        open_session(write_artifact(tmp_path / "shape", model, float_tensors((4, SIDE, SIDE, 3))))
     unnamed = write_artifact(tmp_path / "names", float_model.replace(b"logits", b"scores"))
     with pytest.raises(MfDeployError, match="it has no tensor 'logits'"):
         open_session(unnamed)
