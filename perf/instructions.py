@@ -122,7 +122,8 @@ def ablation_page(table: Table, device: str) -> str:
         if not rows:
             continue
         models = list(dict.fromkeys(row.model for row in rows))
-        steps = list(dict.fromkeys(row.graph for row in rows))
+        places = {f"+ {rewrite.name}": place for place, rewrite in enumerate(REWRITES[target])}
+        steps = sorted({row.graph for row in rows}, key=lambda step: places.get(step, -1))
         lines += ["", f"## {engine}", "", "| | " + " | ".join(models) + " |", "|---|" + "---:|" * len(models)]
         found = {(row.model, row.graph): f"{row.millions:.2f}" for row in rows}
         lines += [

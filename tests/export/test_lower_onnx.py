@@ -181,6 +181,7 @@ def test_all_rewrites_apply_to_the_96m() -> None:
     assert list(lowered("96m", size=128).rewrites) == names
 
 
+@pytest.mark.slow
 def test_every_beginning_of_the_list_is_proven() -> None:
     """The table of what each rewrite gains leaves out the ones after it."""
     model, record = stored("mobile_former_26m", 64)
