@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,13 +111,16 @@ def _stored(model: "ModelProto") -> dict[str, int]:
     return dict(stored)
 
 
-def quantize_weights(model: "ModelProto", names: set[str] | None = None) -> "ModelProto":
+def quantize_weights(
+    model: "ModelProto", names: set[str] | None = None, least: Mapping[str, np.ndarray] | None = None
+) -> "ModelProto":
     """Store weights of Conv, Gemm and MatMul as int8 per output channel, symmetric; in place.
 
     Each becomes an int8 constant behind a DequantizeLinear; the arithmetic stays in float.
 
     Args:
         names: which weights; None: all of them.
+        least: weight → the smallest scales its channels may have.
     """
     from onnx import helper, numpy_helper
 
@@ -134,7 +138,7 @@ def quantize_weights(model: "ModelProto", names: set[str] | None = None) -> "Mod
         if name not in done:
             done.add(name)
             axis = _output_axis(node, len(tensor.dims))
-            codes, scale = int8_codes(numpy_helper.to_array(tensor), axis)
+            codes, scale = int8_codes(numpy_helper.to_array(tensor), axis, (least or {}).get(name))
             graph.initializer.remove(tensor)
             graph.initializer.extend(
                 [
@@ -190,9 +194,23 @@ def _output_axis(node: "NodeProto", rank: int) -> int:
     return 0 if transposed else rank - 1
 
 
-def int8_codes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 codes in [−127, 127] and the scale of each slice along ``axis``."""
+def int8_codes(
+    weight: np.ndarray, axis: int, least: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 codes in [−127, 127] and the scales of slices along ``axis``, none below ``least``."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    peak = np.abs(weight).max(axis=others, keepdims=True)
+    peak = np.abs(weight).max(axis=others)
     scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale.reshape(-1)
+    if least is not None:
+        scale = np.maximum(scale, least.astype(np.float32))
+    steps = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    return np.rint(weight / steps).clip(-127, 127).astype(np.int8), scale
+
+
+def least_scales(bias: np.ndarray, input_scale: float) -> np.ndarray:
+    """The weight scales below which a bias would not fit int32 steps of input scale times weight scale.
+
+    Channels without a weight to speak of may have a large bias. onnxruntime quantizes the biases of float
+    files itself, and lets them overflow.
+    """
+    return np.abs(bias) / (input_scale * 2.0**30)

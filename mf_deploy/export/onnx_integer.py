@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mf_deploy.export.onnx_file import int8_codes
+from mf_deploy.export.onnx_file import int8_codes, least_scales
 from mf_deploy.export.onnx_graph import MOVING, Chain, FloatGraph, attribute
 from mf_deploy.export.ranges import Range
 
@@ -339,15 +339,18 @@ class IntegerWriter:
         source, end, name = node.input[0], chain.end, node.input[1]
         source_scale, source_zero = self.codes_of(source)
         end_codes = self.codes_of(end)
-        codes, scales = int8_codes(weight, 0)
+        input_scale = float(self.constants[source_scale])
+        bias = self.source.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight))
+        codes, scales = int8_codes(weight, 0, least_scales(bias, input_scale))
         weight_scale = self.constant(f"{name}_scale", scales)
-        bias = self._bias(node, float(self.constants[source_scale]) * scales.astype(np.float64))
+        steps = np.rint(bias / (input_scale * scales.astype(np.float64))).astype(np.int32)
         if chain.gain:
             gain = self._vector(chain.gain)
             weight_scale = self.emit("Mul", [gain, weight_scale], f"{name}_gained_scale")
         operands = [self.codes(source), source_scale, source_zero]
         operands += [self.constant(f"{name}_int8", codes), weight_scale]
-        operands += [self.constant(f"{name}_zero", np.zeros(len(scales), np.int8)), *end_codes, *bias]
+        operands += [self.constant(f"{name}_zero", np.zeros(len(scales), np.int8)), *end_codes]
+        operands.append(self.constant(f"{name}_bias", steps))
         attributes = {
             key: attribute(node, key, default)
             for key, default in (("strides", [1, 1]), ("pads", [0] * 4), ("group", 1), ("dilations", [1, 1]))
@@ -361,14 +364,6 @@ class IntegerWriter:
         )
         self.declare(result, shape, True)
         self.forms[end]["codes"] = self._leak(result, chain, end_codes, shape) if chain.ratio else result
-
-    def _bias(self, node: "NodeProto", scales: np.ndarray) -> list[str]:
-        if len(node.input) < 3:
-            return []
-        name = node.input[2]
-        limit = np.iinfo(np.int32)
-        values = np.rint(self.source.constants[name] / scales).clip(limit.min, limit.max)
-        return [self.constant(f"{node.input[1]}_bias", values.astype(np.int32))]
 
     def _vector(self, name: str) -> str:
         """(1, C, 1, 1) as (C,)."""

@@ -16,7 +16,7 @@ from mf_deploy.export.onnx_file import drop_unused, quantize_output, quantize_we
 from mf_deploy.export.onnx_graph import FloatGraph
 from mf_deploy.export.onnx_integer import IntegerWriter
 from mf_deploy.export.onnx_ranges import MapRanges
-from mf_deploy.export.onnx_sixteen import SixteenBits
+from mf_deploy.export.onnx_sixteen import SixteenBits, smallest_scales
 from mf_deploy.export.target import (
     INPUT_NAME,
     OUTPUT_NAME,
@@ -84,11 +84,12 @@ class OnnxQuantizer(Quantizer):
         precision = {name: plan.precision(path) for name, path in self.paths.items()}
         model = self._integer({name for name, each in precision.items() if each == "int8"})
         sixteen = {name for name, each in precision.items() if each == "w8a16"}
-        model = quantize_weights(model, sixteen | {name for name, each in precision.items() if each == "w8"})
+        model = quantize_weights(model, {name for name, each in precision.items() if each == "w8"})
         if sixteen:
-            ranges = self.ranges
-            assert ranges is not None  # a policy with such a plan needs ranges
-            SixteenBits(model, ranges.extents).apply(sixteen)
+            assert self.ranges is not None  # a policy with such a plan needs ranges
+            extents = self.ranges.extents
+            model = quantize_weights(model, sixteen, smallest_scales(self.source, sixteen, extents))
+            SixteenBits(model, extents).apply(sixteen)
             drop_unused(model)
         model.producer_name, model.doc_string = "mf-deploy", self.graph.record.source.name
         outputs = [self._coded(model, output) for output in self.written.outputs]

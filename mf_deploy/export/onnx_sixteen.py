@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mf_deploy.export.onnx_file import WEIGHT_OPS
+from mf_deploy.export.onnx_file import WEIGHT_OPS, least_scales
+from mf_deploy.export.onnx_graph import FloatGraph
 from mf_deploy.export.ranges import Range
 
 if TYPE_CHECKING:
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
 
 OPSET = 21  # the first one whose QuantizeLinear gives 16 bits
 LEVELS = 65535
+
+
+def step(ends: Range) -> float:
+    """The scale of 16-bit codes over a range."""
+    return max(ends[1] - ends[0], 1e-9) / LEVELS
+
+
+def smallest_scales(
+    source: FloatGraph, weights: set[str], ranges: Mapping[str, Range]
+) -> dict[str, np.ndarray]:
+    """Weight → the scales below which the bias of its layer would not fit int32."""
+    return {
+        node.input[1]: least_scales(source.constants[node.input[2]], step(ranges[node.input[0]]))
+        for node in source.nodes
+        if len(node.input) > 2 and node.input[1] in weights and node.input[2] in source.constants
+    }
 
 
 @dataclass
@@ -52,9 +69,9 @@ class SixteenBits:
 
     def _layer(self, node: "NodeProto") -> None:
         source, output = node.input[0], node.output[0]
-        node.input[0] = self._pair(source, source, f"{source}_16")
+        node.input[0] = self._pair(source, source, f"{source}_uint16")
         if len(node.input) > 2:
-            self._bias(node, float(self.constants[f"{source}_16_scale"]))
+            self._bias(node, float(self.constants[f"{source}_uint16_scale"]))
         node.output[0] = f"{output}_exact"
         self.nodes.append(node)
         self.coded[output] = self._pair(f"{output}_exact", output, output)
@@ -72,22 +89,22 @@ class SixteenBits:
         from onnx import helper
 
         low, high = self.ranges[ranged]
-        scale = np.float32(max(high - low, 1e-9) / LEVELS)
+        scale = np.float32(step((low, high)))
         zero = np.uint16(np.clip(round(-low / float(scale)), 0, LEVELS))
         parameters = [
-            self._constant(f"{ranged}_16_scale", np.array(scale)),
-            self._constant(f"{ranged}_16_zero", np.array(zero)),
+            self._constant(f"{ranged}_uint16_scale", np.array(scale)),
+            self._constant(f"{ranged}_uint16_zero", np.array(zero)),
         ]
         if given in self.coded:
             return self.coded[given]
-        codes = f"{ranged}_16_codes"
+        codes = f"{ranged}_uint16_codes"
         self.nodes.append(helper.make_node("QuantizeLinear", [given, *parameters], [codes]))
         self.nodes.append(helper.make_node("DequantizeLinear", [codes, *parameters], [result]))
         self.coded[given] = result
         return result
 
     def _bias(self, node: "NodeProto", source_scale: float) -> None:
-        """The bias as int32 in units of both scales; in float where it is too large for that."""
+        """The bias as int32 in units of both scales."""
         from onnx import helper
 
         name, weight = node.input[2], node.input[1]
@@ -95,8 +112,6 @@ class SixteenBits:
             return
         scales = (source_scale * self.constants[f"{weight}_scale"].astype(np.float64)).astype(np.float32)
         codes = np.rint(self.constants[name].astype(np.float64) / scales)
-        if np.abs(codes).max(initial=0) > np.iinfo(np.int32).max:
-            return
         label = f"{weight}_bias"
         parts = [
             self._constant(f"{label}_codes", codes.astype(np.int32)),

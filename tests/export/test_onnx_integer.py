@@ -213,6 +213,19 @@ def test_a_leak_s_range_is_judged_behind_it() -> None:
     assert leak_error(value, ratio, low, high) < 0.5 * leak_error(value, ratio, sample.low, sample.high)
 
 
+@pytest.mark.parametrize("precision", ["int8", "w8a16"])
+def test_a_bias_without_weights_fits_its_integers(precision: Precision, tmp_path: Path) -> None:
+    """The scale of a channel follows its weights; where they are next to nothing, its bias decides."""
+    graph = tiny_graph()
+    stem = graph.module.get_submodule("stem")
+    assert isinstance(stem, nn.Conv2d)
+    assert stem.bias is not None
+    stem.weight[0], stem.bias[0] = 1e-12, 3.0
+    model = written(quantizer_of(graph, scheme="w8a16"), tmp_path, all=precision)
+    images, expected = images_and_logits(graph)
+    assert sqnr(expected, logits(model, images)) > 25
+
+
 def test_16_bit_activations_are_standard_pairs(tmp_path: Path) -> None:
     graph = tiny_graph()
     model = written(quantizer_of(graph, scheme="w8a16"), tmp_path, all="w8a16")
