@@ -12,8 +12,10 @@ from mf_deploy.export.tflite_graph import TfliteGraph
 
 METADATA = b"reduced_precision_support"
 HALF = b"fp16accfp16"
-LARGEST = 65504 / 16
-"""Largest absolute value that calibration may see: half precision ends at 65504."""
+LARGEST = 65504 / 4
+"""Largest absolute value that calibration may see: half precision ends at 65504.
+
+On the trained 52M (3336 seen, in the bridges' sums of exponentials) half precision costs 0.3 of 27 dB."""
 
 
 def allow_half(graph: TfliteGraph) -> None:
