@@ -145,7 +145,7 @@ class TfliteGraph:
         self.content.metadata = [*others, entry]
 
     def shorten_names(self) -> None:
-        """Name tensors after the module that made them; the converter's names are a tenth of a w8 file.
+        """Name tensors after the module that made them; the converter's names are a sixth of a w8 file.
 
         A number tells apart the tensors of one module.
         """

@@ -50,7 +50,7 @@ class TfliteQuantizer(Quantizer):
         if "w8a16" in plan.modules.values():
             raise MfDeployError(
                 "Cannot quantize to w8a16 for tflite",
-                "XNNPACK has no 16-bit activations: LiteRT would run them in reference kernels",
+                "this target has int8 activations only",
                 "Use int8, w8 or fp32 in the plan.",
             )
         path = folder / MODEL_FILE
@@ -92,7 +92,7 @@ def treatments(
     - convolutions: static. Dynamic ones would pack every pixel as it comes: 42 M instructions for 22 M.
     - depthwise convolutions: static where codes arrive anyway; elsewhere, between the dynamic ReLUs,
       float arithmetic costs less than turning its operands into codes and back.
-    - linear layers: dynamic. Static ones cost 8 dB: a token's channels differ too much for one scale.
+    - linear layers: dynamic. Static ones cost 8 dB (simulated): a token's channels differ too much for one scale.
       Where their result meets the feature map it is rounded to codes, because XNNPACK has the dynamic
       product in float32 only, and would compute all that follows from it in float32.
     """
