@@ -92,7 +92,7 @@ def treatments(
     - convolutions: static. Dynamic ones would pack every pixel as it comes: 42 M instructions for 22 M.
     - depthwise convolutions: static where codes arrive anyway; elsewhere, between the dynamic ReLUs,
       float arithmetic costs less than turning its operands into codes and back.
-    - linear layers: dynamic. Static ones cost 8 dB (simulated): a token's channels differ too much for one scale.
+    - linear layers: dynamic. Static ones cost 8 dB (simulated): one scale does not fit a token's channels.
       Where their result meets the feature map it is rounded to codes, because XNNPACK has the dynamic
       product in float32 only, and would compute all that follows from it in float32.
     """
