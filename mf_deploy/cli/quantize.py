@@ -189,3 +189,7 @@ def _probe(model: "nn.Module", images: "LabelledImages", record: "ModelRecord") 
 
 def main() -> None:
     run_command(command)
+
+
+if __name__ == "__main__":
+    main()
