@@ -124,6 +124,9 @@ class Manifest(Record):
     labels: list[str] | None
     reference_sha256: str | None = Field(None, description="of the model.safetensors that it was made from")
     quantization: Quantization
+    half_precision: bool = Field(
+        False, description="the engine may compute what is fp32 in float16, on processors that have it"
+    )
     plan: dict[str, str] | None = Field(None, description="module path to precision, as it was asked for")
     calibration: Calibration | None = None
     ran_on: list[str] = Field([], description="emulated ARM CPUs that ran it before it was handed over")

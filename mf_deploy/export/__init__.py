@@ -256,6 +256,7 @@ def describe(
         labels=graph.record.labels,
         reference_sha256=graph.record.weights_sha256 or None,
         quantization=counts,
+        half_precision=written.half_precision,
         rewrites=list(graph.rewrites),
         parity=Parity(
             inputs="", samples=0, max_abs_error=0, logits_range=0, agreement=0, sqnr_db=0, tolerance=None

@@ -39,6 +39,7 @@ class WrittenModel:
     input: TensorInfo
     outputs: list[TensorInfo]
     tools: dict[str, str]
+    half_precision: bool = False
 
 
 class Quantizer(ABC):
@@ -85,8 +86,7 @@ class TargetExporter(ABC):
 
         Args:
             batches: called for each pass over the calibration images; yields (batch, H, W, 3) uint8
-                pictures, exactly ``graph.batch`` of them at a time, never all in memory. A policy of
-                weights alone does not call it.
+                pictures, exactly ``graph.batch`` of them at a time, never all in memory.
         """
 
     def refuse(self, scheme: Scheme) -> None:

@@ -1,6 +1,7 @@
 """TFLite, for LiteRT on Android and everywhere else."""
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ from mf_deploy.export.tflite_ranges import observe
 from mf_deploy.export.tflite_write import MODEL_FILE, TOOLS, finish, written
 from mf_deploy.quantization import QuantPlan, QuantPolicy
 from mf_deploy.runtimes.native_log import quiet_native
+
+PICTURES_FOR_HALF = 32
+"""Calibration pictures that tell whether half precision is wide enough, where no ranges are measured."""
 
 
 class TfliteExporter(TargetExporter):
@@ -57,12 +61,12 @@ class TfliteExporter(TargetExporter):
         self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
     ) -> Quantizer:
         model = convert(graph, options)
-        pictures: Iterable[np.ndarray]
+        pictures: Iterable[np.ndarray] = batches()
         tensors: list[int] = []
         if policy.needs_ranges or options.output != "float":
-            pictures, tensors = batches(), observed_tensors(TfliteGraph(model))
+            tensors = observed_tensors(TfliteGraph(model))
         else:
-            pictures = [seeded_pictures(graph.batch, graph.record.preprocessing.input_size)]
+            pictures = islice(pictures, PICTURES_FOR_HALF)
         observed = observe(model, tensors, (model_input(each, graph, options) for each in pictures))
         return TfliteQuantizer(graph, policy.scheme, options, model, observed, policy.ranges or BEST_RANGES)
 

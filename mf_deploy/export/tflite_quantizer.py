@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mf_deploy.errors import GATE_FAILED, MfDeployError
@@ -59,7 +59,8 @@ class TfliteQuantizer(Quantizer):
             path.write_bytes(self._rewritten(plan, half))
             why = why_it_fails(path)
             if why is None:
-                return written(self.graph, self.options, TfliteGraph(path.read_bytes()))
+                model = written(self.graph, self.options, TfliteGraph(path.read_bytes()))
+                return replace(model, half_precision=half)
         raise MfDeployError(
             f"Cannot quantize {self.graph.record.source.name} to TFLite {self.scheme}",
             why or "LiteRT does not run it",
