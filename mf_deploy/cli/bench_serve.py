@@ -61,7 +61,7 @@ def serve(runs: tuple[Path, ...], port: int, host: str | None, http: bool, quick
     artifacts = list({a.folder: a for run in runs for a in find_artifacts(run.resolve())}.values())
     offers = offers_of(artifacts)
     if not offers:
-        what, why = "Nothing to serve", "browsers run ONNX and TFLite artifacts of a batch of at most 5"
+        what, why = "Nothing to serve", "browsers run ONNX and TFLite with float logits, batch 5 at most"
         raise MfDeployError(what, why, "Export with --target onnx or --target tflite.")
     for folder in {offer.artifact.folder.parent for offer in offers}:
         check_writable(folder / "results" / "bench", force=True)

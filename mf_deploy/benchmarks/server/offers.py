@@ -60,5 +60,7 @@ def offers_of(artifacts: list[Artifact]) -> list[Offer]:
     return [
         Offer(artifact, ENGINE_OF[artifact.manifest.target])
         for artifact in artifacts
-        if artifact.manifest.target in ENGINE_OF and artifact.manifest.input.shape[0] <= MAX_BATCH
+        if artifact.manifest.target in ENGINE_OF
+        and artifact.manifest.input.shape[0] <= MAX_BATCH
+        and artifact.manifest.outputs[0].dtype == "float32"
     ]

@@ -7,6 +7,7 @@ from mf_deploy.errors import MfDeployError
 from mf_deploy.runtimes.arm import DEVICE_PREFIX
 from mf_deploy.runtimes.arm.emulator import Emulator
 from mf_deploy.runtimes.arm.lab import open_lab
+from mf_deploy.runtimes.onnx import decoded
 from mf_deploy.runtimes.session import Session
 from mf_deploy.runtimes.tflite import dequantized, quantized
 
@@ -26,14 +27,18 @@ class ArmSession(Session):
         self.device = DEVICE_PREFIX + cpu
         require_arm_engine(artifact)
         self._emulator = Emulator(open_lab(), cpu, artifact.model_path, threads)
-        self._outputs = [output.name for output in manifest.outputs]
+        self._outputs = {output.name: output for output in manifest.outputs}
 
     def _infer(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
         tensor = self._emulator.inputs[0]
         if prepared.dtype != tensor.dtype:
             prepared = quantized(prepared, tensor.details)
         given = zip(self._emulator.outputs, self._emulator.run([prepared]), strict=True)
-        return {of.name: dequantized(value, of.details) for of, value in given if of.name in self._outputs}
+        return {
+            of.name: dequantized(decoded(value, self._outputs[of.name]), of.details)
+            for of, value in given
+            if of.name in self._outputs
+        }
 
     def close(self) -> None:
         """End the emulated process."""
