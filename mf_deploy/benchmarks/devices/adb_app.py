@@ -52,7 +52,10 @@ class AdbApp(Device):
         return f"adb-app-{self.info.model or self.phone.serial}-{self.accelerator}"
 
     def reason_not_to_run(self, artifact: Artifact) -> str | None:
-        return None if artifact.manifest.target == "onnx" else "the app runs ONNX Runtime only"
+        if artifact.manifest.target != "onnx":
+            return "the app runs ONNX Runtime only"
+        logits = artifact.manifest.outputs[0].dtype
+        return None if logits == "float32" else f"its logits are {logits}, the app reads float32"
 
     def check_threads(self, threads: int) -> None:
         if threads > self.info.cores:
