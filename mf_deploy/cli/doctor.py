@@ -20,7 +20,7 @@ DISTRIBUTION = "mf-deploy"
 WRITERS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxscript", "onnxsim"),
     "coreml": ("coremltools",),
-    "tflite": ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+    "tflite": ("litert-torch", "ai-edge-litert"),
 }
 RUNNERS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnxruntime",),

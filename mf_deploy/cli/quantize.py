@@ -114,7 +114,13 @@ def command(
     from mf_deploy.calibration.plausibility import implausible
     from mf_deploy.cli.quantize_mixed import Budget, search_and_write
     from mf_deploy.data import open_images
-    from mf_deploy.export import ExportOptions, artifact_name, get_exporter, quantize
+    from mf_deploy.export import (
+        MIN_CALIBRATION_IMAGES,
+        ExportOptions,
+        artifact_name,
+        get_exporter,
+        quantize,
+    )
     from mf_deploy.export.module_paths import weighted_modules
     from mf_deploy.quantization import QuantPlan, QuantPolicy
 
@@ -136,6 +142,12 @@ def command(
         get_exporter(each).refuse(policy.scheme)
         check_writable(out, force)
     images = open_images(calibration, samples, seed)
+    if policy.needs_ranges and len(images) < MIN_CALIBRATION_IMAGES * batch:
+        raise MfDeployError(
+            f"Too few images in {calibration}",
+            f"{len(images)} images are too few for batches of {batch}; activations need several batches",
+            "Give more calibration images, better 256, or a smaller --batch.",
+        )
     for oddity in implausible(images, record.preprocessing):
         click.echo(f"warning: {oddity}", err=True)
     probe = _probe(model, images, record)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mf_deploy.data import LabelledImages
 
 __all__ = [
+    "MIN_CALIBRATION_IMAGES",
     "Calibrated",
     "ExportOptions",
     "Probe",
@@ -159,7 +160,7 @@ def calibrate(
             if len(batch.pictures) == graph.batch:
                 digests.extend(batch.digests)
                 yield batch.pictures
-        if len(digests) < MIN_CALIBRATION_IMAGES:
+        if len(digests) < MIN_CALIBRATION_IMAGES * graph.batch:
             raise MfDeployError(
                 f"Too few images in {calibration.path}",
                 f"{len(digests)} in whole batches of {graph.batch}; the range of an activation needs more",

@@ -80,7 +80,8 @@ def test_the_phone_s_logits_are_the_host_s(run: Path, phone: PretendPhone, name:
     measured = report.measurement
     assert measured is not None
     expected = open_session(artifact).run(probe_pictures(INFERENCES, SIDE))["logits"]
-    np.testing.assert_allclose(measured.probe_logits, expected, rtol=0, atol=1e-5)
+    atol = 5e-3 if artifact.manifest.half_precision else 1e-5  # where the CPU computes floats in float16
+    np.testing.assert_allclose(measured.probe_logits, expected, rtol=0, atol=atol)
     assert np.ptp(expected) > 1e-2
     assert measured.correctness is not None
     assert measured.correctness.passed

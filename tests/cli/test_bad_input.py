@@ -226,7 +226,7 @@ QUANTIZE = ("runs/mine", "--force", "--calibration")
         ((*QUANTIZE, "empty"), "No images in empty"),
         ((*QUANTIZE, "texts"), "files skipped, the first is"),
         ((*QUANTIZE, "broken"), "No readable images in broken"),
-        ((*QUANTIZE, "images", "--batch", "64"), "none of the batches of 64 is full"),
+        ((*QUANTIZE, "images", "--batch", "64"), "12 images are too few for batches of 64"),
         (("nowhere", "--calibration", "images"), "No run at nowhere"),
         (("runs/mine", "--calibration", "images"), "exists: it would be overwritten"),
     ],

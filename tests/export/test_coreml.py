@@ -390,5 +390,5 @@ def test_trained_mobile_former_in_int8(shared: Path, tmp_path: Path) -> None:
     expected = model(torch.from_numpy(record.preprocessing.normalize(shown))).numpy()
     actual = open_session(artifact).run(shown)["logits"]
     sqnr_db = 10 * np.log10(np.square(expected).sum() / np.square(expected - actual).sum())
-    assert sqnr_db > 22
+    assert sqnr_db > 18
     assert (actual.argmax(1) == expected.argmax(1)).mean() > 0.85
