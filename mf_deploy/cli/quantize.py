@@ -142,7 +142,7 @@ def command(
         get_exporter(each).refuse(policy.scheme)
         check_writable(out, force)
     images = open_images(calibration, samples, seed)
-    if policy.needs_ranges and len(images) < MIN_CALIBRATION_IMAGES * batch:
+    if policy.needs_ranges and batch > 1 and len(images) < MIN_CALIBRATION_IMAGES * batch:
         raise MfDeployError(
             f"Too few images in {calibration}",
             f"{len(images)} images are too few for batches of {batch}; activations need several batches",
