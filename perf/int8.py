@@ -34,6 +34,7 @@ from mf_deploy.export.lower import lower, reference_graph
 from mf_deploy.export.onnx import INPUT_NAME
 from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import WrittenModel
+from mf_deploy.export.tflite_quantizer import why_it_fails
 from mf_deploy.quantization import QuantPlan, QuantPolicy
 from mf_deploy.runtimes import open_reference, open_session
 from mf_deploy.runtimes.remembered import RememberedSession
@@ -161,6 +162,9 @@ def by_tool(trained: Trained, target: Target, plain: Artifact, folder: Path) -> 
     written = WrittenModel(name, manifest.input, manifest.outputs, manifest.tools)
     described = describe(folder, exporter, graph, "w8a8", written)
     (folder / MANIFEST_NAME).write_text(described.model_dump_json())
+    why = why_it_fails(folder / name) if target == "tflite" else None  # in a process of its own: it may crash
+    if why is not None:
+        raise MfDeployError(f"LiteRT does not run what {DEFAULTS[target][0]} writes", why, "None.")
     return Artifact.open(folder)
 
 
@@ -182,10 +186,12 @@ def committed_plan(target: Target) -> QuantPlan:
     return read_record(path, QuantPlan, "Search for one with mf-quantize --scheme mixed.")
 
 
-def compare_tools(trained: Trained, scratch: Path, device: Arm) -> list[ToolRow]:
-    """Every tool and scheme, for every target."""
-    rows = []
-    for target, engine in ENGINES.items():
+def compare_tools(
+    trained: Trained, targets: list[Target], scratch: Path, device: Arm, keep: Callable[[ToolRow], None]
+) -> None:
+    """Every tool and scheme, for each of ``targets``; each row is kept as soon as it is there."""
+    for target in targets:
+        engine = ENGINES[target]
         plain = export(
             reference_graph(trained.model, trained.record), target, "fp32", scratch / target, trained.probe
         )
@@ -199,20 +205,11 @@ def compare_tools(trained: Trained, scratch: Path, device: Arm) -> list[ToolRow]
             ),
         ]
         if target == "coreml":
-            rows.append(ToolRow(engine=engine, tool="coremltools int8 activations", failed=NEEDS_APPLE))
+            keep(ToolRow(engine=engine, tool="coremltools int8 activations", failed=NEEDS_APPLE))
         for number, (name, make) in enumerate(makers):
             click.echo(f"{engine}: {name}", err=True)
-            rows.append(
-                measured(
-                    trained,
-                    engine,
-                    name,
-                    lambda m=make, folder=scratch / f"{target}-{number}": m(folder),
-                    plain,
-                    device,
-                )
-            )
-    return rows
+            folder = scratch / f"{target}-{number}"
+            keep(measured(trained, engine, name, lambda m=make, f=folder: m(f), plain, device))
 
 
 def measured(
@@ -340,15 +337,22 @@ def _interval(value: tuple[float, float, float] | None) -> str:
 @click.command("perf.int8")
 @click.option("--part", type=click.Choice(["accuracy", "instructions", "all"]), default="all")
 @click.option("--models", default=",".join(COUNTED), help="Variants to count, comma-separated.")
+@click.option("--targets", default=",".join(ENGINES), help="Targets of the accuracy part.")
 @click.option("--samples", default=256, help="Calibration images.")
 @click.option("--limit", type=int, help="Judge on so many images only.")
-def command(part: str, models: str, samples: int, limit: int | None) -> None:
+def command(part: str, models: str, targets: str, samples: int, limit: int | None) -> None:
     """Quantize by every tool, and measure."""
     path, device = HERE / "int8.json", Arm(CPU)
     tables = read_record(path, Tables, "Remove it.") if path.exists() else Tables()
     if part in ("accuracy", "all"):
-        tables.tools = _accuracy(samples, limit, device)
-        _save(path, tables)
+
+        def keep(row: ToolRow) -> None:
+            same = (row.engine, row.tool)
+            tables.tools = [*(old for old in tables.tools if (old.engine, old.tool) != same), row]
+            tables.tools.sort(key=lambda of: list(ENGINES.values()).index(of.engine))
+            _save(path, tables)
+
+        _accuracy([t for t in ENGINES if t in targets.split(",")], samples, limit, device, keep)
     if part in ("instructions", "all"):
         for name in models.split(","):
             for target in ("tflite", "onnx"):
@@ -360,7 +364,9 @@ def command(part: str, models: str, samples: int, limit: int | None) -> None:
                 _save(path, tables)
 
 
-def _accuracy(samples: int, limit: int | None, device: Arm) -> list[ToolRow]:
+def _accuracy(
+    targets: list[Target], samples: int, limit: int | None, device: Arm, keep: Callable[[ToolRow], None]
+) -> None:
     if not SHARED.is_dir():
         raise MfDeployError(f"No data at {SHARED}", "no such folder", "Put images and checkpoint there.")
     data = SHARED / "data"
@@ -377,7 +383,7 @@ def _accuracy(samples: int, limit: int | None, device: Arm) -> list[ToolRow]:
             open_images(data / "tiny-imagenet-calibration.tar", samples),
             open_images(data / "tiny-imagenet-val.tar", limit),
         )
-        return compare_tools(trained, scratch, device)
+        compare_tools(trained, targets, scratch, device, keep)
     finally:
         shutil.rmtree(scratch)
 
