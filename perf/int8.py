@@ -164,7 +164,7 @@ def by_tool(trained: Trained, target: Target, plain: Artifact, folder: Path) -> 
     (folder / MANIFEST_NAME).write_text(described.model_dump_json())
     why = why_it_fails(folder / name) if target == "tflite" else None  # in a process of its own: it may crash
     if why is not None:
-        raise MfDeployError(f"LiteRT does not run what {DEFAULTS[target][0]} writes", why, "None.")
+        raise MfDeployError("LiteRT does not run the file", why, "Use mf-quantize.")
     return Artifact.open(folder)
 
 
