@@ -1,14 +1,13 @@
 """mf-check: how accurate artifacts are, against PyTorch on the same images."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mf_deploy.cli.command import run_command
+from mf_deploy.cli.command import progress_bar, run_command
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from mf_deploy.artifact import Artifact, Record
     from mf_deploy.data.images import LabelledImages
-    from mf_deploy.evaluation.accuracy import AccuracyReport, Progress
+    from mf_deploy.evaluation.accuracy import AccuracyReport
     from mf_deploy.evaluation.comparison import Subject
     from mf_deploy.evaluation.drift import DriftReport, LayerDrift
     from mf_deploy.evaluation.gates import GateResult, Gates
@@ -115,7 +114,7 @@ def _check(
     from mf_deploy.report.results import save_result
 
     subjects, problems = _open(artifacts, threads, device)
-    with _progress(f"{len(subjects)} artifacts") as progress:
+    with progress_bar(f"{len(subjects)} artifacts") as progress:
         reports = check_all(subjects, images, gates, progress)
     for subject, report in zip(subjects, reports, strict=True):
         where = "" if device == "host" else f"-{device}"
@@ -331,19 +330,6 @@ def _block(layer: str) -> str:
     number = next(numbered, len(parts))
     inside = number < len(parts) - 1 or "[" in layer
     return ".".join(parts[: number + 1]) if inside else parts[0]
-
-
-@contextmanager
-def _progress(label: str) -> "Iterator[Progress]":
-    """A progress bar on standard error, drawn only on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    out = Console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _console(json_file: str | None) -> "Console":

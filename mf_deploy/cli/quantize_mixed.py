@@ -1,20 +1,19 @@
 """The search behind ``mf-quantize --scheme mixed``: sensitivity, plan, verdict, and what is kept of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import click
 
-from mf_deploy.cli.command import console, working
+from mf_deploy.cli.command import console, progress_bar, working
 from mf_deploy.errors import MfDeployError
 
 if TYPE_CHECKING:
     from mf_deploy.artifact import Artifact, Target
     from mf_deploy.calibration.search import Objective, SearchResult
     from mf_deploy.calibration.sensitivity import Sensitivity
+    from mf_deploy.calibration.trials import Trials
     from mf_deploy.data import LabelledImages
     from mf_deploy.evaluation.accuracy import AccuracyReport
     from mf_deploy.evaluation.gates import Gates
@@ -137,29 +136,15 @@ def _refuse_shared(images: "LabelledImages", judged_on: "LabelledImages") -> Non
         )
 
 
-def _measure(trials: object, images: "LabelledImages", probe: "Probe", target: str) -> "Sensitivity":
+def _measure(trials: "Trials", images: "LabelledImages", probe: "Probe", target: str) -> "Sensitivity":
     from mf_deploy.calibration.sensitivity import measure_sensitivity
-    from mf_deploy.calibration.trials import Trials
     from mf_deploy.models.counting import count_layers
 
-    assert isinstance(trials, Trials)
     preprocessing = trials.graph.record.preprocessing
     pictures = next(iter(images.batches(preprocessing, SENSITIVITY_IMAGES))).pictures
     macs = count_layers(probe.model, preprocessing.input_size)
-    with _bar(f"Sensitivity of {target}") as progress:
+    with progress_bar(f"Sensitivity of {target}") as progress:
         return measure_sensitivity(trials, pictures, macs, progress)
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, drawn only on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    out = Console(stderr=True)
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_sensitivity(sensitivity: "Sensitivity") -> None:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path, PurePath
-
-import jinja2
+from pathlib import PurePath
 
 from mf_deploy.benchmarks.latency import LatencyStatistics, Measurement
 from mf_deploy.report import figures
@@ -14,18 +12,13 @@ from mf_deploy.report.collect import Collection, Setting
 from mf_deploy.report.curves import curve, placed, unit_counts
 from mf_deploy.report.plots import Datum, Histogram, Scatter, histogram, scatter, shares
 from mf_deploy.report.summary import Summary, conditions_of, percent, protocol_of, summarize
+from mf_deploy.report.templates import environment
 
 
 def render_page(collection: Collection, comparison: Comparison | None = None) -> str:
     """The HTML of the report; every text from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    templates = environment()
+    templates.filters |= {
         "digits": figures.digits,
         "megabytes": figures.megabytes,
         "count": figures.count,
@@ -37,7 +30,7 @@ def render_page(collection: Collection, comparison: Comparison | None = None) ->
         "file_name": lambda path: PurePath(path).name,
     }
     rows = summarize(collection)
-    return environment.get_template("page.html.jinja").render(
+    return templates.get_template("page.html.jinja").render(
         title=_title(collection),
         collection=collection,
         rows=rows,
