@@ -253,7 +253,7 @@ def list_files(folder: Path) -> list[FileInfo]:
 def check_writable(final: Path, force: bool) -> None:
     """Refuse an existing or unwritable output folder before any slow work starts."""
     if final.exists() and not force:
-        raise MfDeployError(f"{final} exists", "it would be overwritten", "Pass --force, or another --out.")
+        raise MfDeployError(f"{final} exists", "it would be overwritten", "Pass --force to replace it.")
     parent = final.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +321,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> MfDeployError:
     why = error.strerror or str(error)
-    return MfDeployError(f"Cannot write {path}", why, "Choose another --out or free some space.")
+    return MfDeployError(f"Cannot write {path}", why, "Free some space, or choose a folder that can be written.")
 
 
 def _sweep_stale(final: Path) -> None:

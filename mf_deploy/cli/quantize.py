@@ -153,6 +153,9 @@ def command(
     probe = _probe(model, images, record)
     options = ExportOptions(input=input_kind or interface, output=interface)
     if plan:
+        if plan.model != record.source.name:
+            oddity = f"{plan_file} was made for {plan.model}, this is {record.source.name}"
+            click.echo(f"warning: {oddity}; check the accuracy with mf-check", err=True)
         plan.check(weighted_modules(model).values())
     artifacts, kept = [], True
     for each, out in folders.items():

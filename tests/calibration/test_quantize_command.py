@@ -50,6 +50,7 @@ def test_a_mixed_plan_is_found_kept_and_replayed(digits: Path) -> None:
     assert 'class="bar"' in (plans / "onnx-sensitivity.html").read_text()
     replayed = quantize(digits, "--plan", str(plans / "onnx-mixed.json"), "--force")
     assert replayed.returncode == 0, replayed.stderr
+    assert "was made for" not in replayed.stderr
     assert Artifact.open(digits / "run/onnx-mixed").sha256 == found.sha256
 
 
@@ -71,6 +72,14 @@ def test_a_plan_of_unknown_modules_is_refused(digits: Path) -> None:
     assert "features.3.conv9" in line_of(quantize(digits, "--plan", str(plan)), 2)
     plan.write_text(json.dumps({"model": "mobile_former_26m", "modules": {"": "int5"}}))
     assert "modules" in line_of(quantize(digits, "--plan", str(plan)), 2)
+
+
+def test_a_plan_of_another_model_is_pointed_out(digits: Path) -> None:
+    plan = digits / "plan.json"
+    plan.write_text(json.dumps({"model": "mobile_former_52m", "modules": {"no.such": "w8"}}))
+    done = quantize(digits, "--plan", str(plan))
+    assert "no.such" in line_of(done, 2)
+    assert "was made for mobile_former_52m, this is mobile_former_26m" in done.stderr
 
 
 def test_a_search_needs_images_to_judge_on(digits: Path) -> None:
