@@ -321,7 +321,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> MfDeployError:
     why = error.strerror or str(error)
-    return MfDeployError(f"Cannot write {path}", why, "Free some space, or choose a folder that can be written.")
+    return MfDeployError(f"Cannot write {path}", why, "Free some space, or choose another folder.")
 
 
 def _sweep_stale(final: Path) -> None:
