@@ -3,6 +3,7 @@
 from mf_deploy.artifact import Target
 from mf_deploy.export.lower import COMMON, REWRITES
 from mf_deploy.export.lower.batch_heads import BatchHeads
+from mf_deploy.export.lower.block_stem import BlockStem
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
 from mf_deploy.export.lower.factor_slopes import FactorSlopes
 from mf_deploy.export.lower.flatten_head import FlattenHead
@@ -17,4 +18,5 @@ INTEGER_REWRITES: dict[Target, tuple[Rewrite, ...]] = REWRITES | {
         *(*COMMON, BatchHeads(), FlattenHead(), DenseShuffles(), PatchStem()),
         *(RepeatChannels(), RepeatPlanes(), PadHidden(), FactorSlopes()),
     ),
+    "tflite": (*REWRITES["tflite"], BlockStem()),
 }
