@@ -9,6 +9,7 @@ RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^(features\.\d+)\.(?:mobile|hyper)\.", r"\1."),
     (r"(\.hyper\.2)\.[01]$", r"\1"),  # the layers of a1 and of a2, one in the reference model
     (r"\.(?:conv|source)$", ""),  # a depthwise convolution behind a repeat of its input; a padded one
+    (r"\.convs\.\d+$", ""),  # the parts of a depthwise convolution
     # the Neural Engine's form, whose blocks follow one plain block, and whose merged layers go by their first
     (r"^plain\.", "features."),
     (r"^blocks\.(\d+)\.(?:mobile\.)?", lambda found: f"features.{int(found[1]) + 1}."),

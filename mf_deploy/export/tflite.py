@@ -23,6 +23,7 @@ from mf_deploy.export.target import (
     WrittenModel,
 )
 from mf_deploy.export.tflite_graph import TfliteGraph
+from mf_deploy.export.tflite_padding import pad_each_reader
 from mf_deploy.export.tflite_quantize import observed_tensors
 from mf_deploy.export.tflite_quantizer import BEST_RANGES, TfliteQuantizer
 from mf_deploy.export.tflite_ranges import observe
@@ -127,6 +128,7 @@ def convert(graph: DeployGraph, options: ExportOptions) -> bytes:
             lines[0],
             "Replace the operation named here, or export to another target.",
         ) from error
+    pad_each_reader(tflite)
     tflite.shorten_names()
     return tflite.serialize()
 

@@ -10,14 +10,16 @@ from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.batch_heads import BatchHeads
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
+from mf_deploy.export.lower.fill_tiles import FillTiles
 from mf_deploy.export.lower.flatten_head import FlattenHead
 from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
-from mf_deploy.export.lower.merge_groups import MergeGroups
+from mf_deploy.export.lower.merge_groups import TILE, MergeGroups
 from mf_deploy.export.lower.neural_engine import NeuralEngine
 from mf_deploy.export.lower.pad_columns import PadColumns
+from mf_deploy.export.lower.pad_hidden import PadHidden
 from mf_deploy.export.lower.repeat_channels import RepeatChannels
 from mf_deploy.export.lower.repeat_pairs import RepeatPairs
 from mf_deploy.export.lower.repeat_rows import RepeatRows
@@ -26,6 +28,7 @@ from mf_deploy.export.lower.row_slopes import RowSlopes
 from mf_deploy.export.lower.scale_depthwise import ScaleDepthwise
 from mf_deploy.export.lower.split_columns import SplitColumns
 from mf_deploy.export.lower.split_layer_norm import SplitLayerNorm
+from mf_deploy.export.lower.split_repeats import SplitRepeats
 from mf_deploy.export.lower.wide_softmax import WideSoftmax
 from mf_deploy.models.stored import ModelRecord
 
@@ -47,7 +50,8 @@ REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     ),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (
-        *(*COMMON, BatchHeads(), RepeatChannels(), RepeatRows(), MergeGroups()),
+        *(*COMMON, BatchHeads(), RepeatChannels(), RepeatRows(), SplitRepeats()),
+        *(PadHidden(TILE, grouped=False), FillTiles(), MergeGroups()),
         *(SplitLayerNorm(), RowSlopes(), WideSoftmax()),
     ),
 }

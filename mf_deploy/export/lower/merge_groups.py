@@ -10,6 +10,7 @@ from mf_deploy.models.mobile_former import ChannelShuffle
 # Output channels of a group below which two groups cost less as one with zeros between them
 # (measured on cortex-a76, whose kernels compute eight output channels at a time).
 MIN_GROUP = 12
+TILE = 8
 
 
 class MergeGroups(Rewrite):
@@ -23,26 +24,31 @@ class MergeGroups(Rewrite):
             return graph
         convs = [m for m in graph.module.modules() if isinstance(m, nn.Conv2d) and _is_small(m)]
         for conv in convs:
-            merge_(conv)
+            merge_(conv, filling(conv))
         for block in graph.module.features:
             if isinstance(block, FlatBlock) and not block.down:
-                _absorb_shuffles(block)
+                absorb_shuffles(block)
         return graph.rewritten(self.name, graph.module) if convs else graph
 
 
 def _is_small(conv: nn.Conv2d) -> bool:
-    small = conv.out_channels // conv.groups < MIN_GROUP
-    return conv.groups > 1 and conv.kernel_size == (1, 1) and small
+    outputs = conv.out_channels // conv.groups
+    return conv.groups > 1 and conv.kernel_size == (1, 1) and outputs < MIN_GROUP and outputs != TILE
 
 
-def merge_(conv: nn.Conv2d) -> None:
-    """Merge groups of ``conv`` until each has ``MIN_GROUP`` output channels or one is left, in place."""
-    rows, columns = conv.out_channels // conv.groups, conv.in_channels // conv.groups
-    factor = next(
+def filling(conv: nn.Conv2d) -> int:
+    """How many groups are merged, so that each has ``MIN_GROUP`` output channels or one is left."""
+    rows = conv.out_channels // conv.groups
+    return next(
         f
         for f in range(2, conv.groups + 1)
         if conv.groups % f == 0 and (rows * f >= MIN_GROUP or f == conv.groups)
     )
+
+
+def merge_(conv: nn.Conv2d, factor: int) -> None:
+    """Merge each ``factor`` neighbouring groups of ``conv``, in place."""
+    rows, columns = conv.out_channels // conv.groups, conv.in_channels // conv.groups
     merged = conv.weight.new_zeros(conv.out_channels, columns * factor, 1, 1)
     for group in range(conv.groups):
         place = group % factor * columns
@@ -52,11 +58,11 @@ def merge_(conv: nn.Conv2d) -> None:
     conv.groups //= factor
 
 
-def _absorb_shuffles(block: FlatBlock) -> None:
+def absorb_shuffles(block: FlatBlock) -> None:
     """Drop the shuffles of a bottleneck whose projection is dense: it can read and write any order."""
     expand, depthwise, project = (block.mobile[name] for name in ("conv1", "conv2", "conv3"))
     conv = project[0]
-    if conv.groups > 1 or not isinstance(expand[-1], ChannelShuffle):
+    if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or not isinstance(expand[-1], ChannelShuffle):
         return
     order = shuffled_order(expand[-1], expand[0].out_channels).argsort()
     for slopes in block.hyper.values():

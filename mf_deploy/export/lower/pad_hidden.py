@@ -14,7 +14,13 @@ VECTOR, ROW = 8, 16
 
 
 class PadHidden(Rewrite):
-    """Zero channels in the middle of a bottleneck, up to a multiple of 16, where 8 does not divide them."""
+    """Zero channels in the middle of a bottleneck, up to a multiple of ``row``, where 8 does not divide them.
+
+    ``grouped``: also where its 1×1 convolutions have groups; they become dense.
+    """
+
+    def __init__(self, row: int = ROW, grouped: bool = True) -> None:
+        self.row, self.grouped = row, grouped
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
         model, found = graph.module, False
@@ -25,12 +31,15 @@ class PadHidden(Rewrite):
                 continue
             convs = [block.stage(name)[0] for name in ("conv1", "conv2", "conv3")]
             channels = block.relu("hyper1").channels
-            if channels % VECTOR and all(isinstance(conv, nn.Conv2d) for conv in convs):
+            if channels % VECTOR and all(self._takes(conv) for conv in (convs[0], convs[2])):
                 make_dense_(convs[0])
                 make_dense_(convs[2])
-                pad_(block, -(-channels // ROW) * ROW - channels)
+                pad_(block, -channels % self.row)
                 found = True
         return graph.rewritten(self.name, model) if found else graph
+
+    def _takes(self, conv: nn.Module) -> bool:
+        return isinstance(conv, nn.Conv2d) and (self.grouped or conv.groups == 1)
 
 
 def make_dense_(conv: nn.Module) -> None:
