@@ -20,15 +20,19 @@ def shared() -> Path:
     return SHARED
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the printed lines of the demo, run where an export of another model lies already.
 
     It takes minutes: the processes of one test run share it, and leave it as it is.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    folder = shared_folder(tmp_path_factory)
     out, printed = folder / "demo", folder / "demo.printed"
     with FileLock(folder / "demo.lock"):
         if not printed.exists():
@@ -44,3 +48,35 @@ def _run_demo(out: Path) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=out)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a small network: both engines, in float and in int8; shared like the demo."""
+    folder = shared_folder(tmp_path_factory) / "tiny"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            making = folder.with_suffix(".making")
+            _export_tiny(making, folder.with_suffix(".pictures"))
+            making.rename(folder)
+    return folder
+
+
+def _export_tiny(folder: Path, pictures: Path) -> None:
+    from PIL import Image
+    from tiny_tflite import SIDE, tiny_graph
+
+    from mf_deploy.data import open_images
+    from mf_deploy.export import Probe, export, quantize
+    from mf_deploy.export.parity import seeded_pictures
+    from mf_deploy.quantization import QuantPolicy
+
+    graph = tiny_graph()
+    probe = Probe.seeded(graph.module, SIDE)
+    pictures.mkdir(exist_ok=True)
+    for index, picture in enumerate(seeded_pictures(8, SIDE)):
+        Image.fromarray(picture).save(pictures / f"{index}.png")
+    folder.mkdir()
+    for target in ("onnx", "tflite"):
+        export(graph, target, "fp32", folder / f"{target}-fp32", probe)
+        quantize(graph, target, open_images(pictures), QuantPolicy("w8a8"), folder / f"{target}-w8a8", probe)

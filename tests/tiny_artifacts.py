@@ -38,14 +38,22 @@ def write_tiny_artifact(
     fields: dict[str, object] = {
         "target": target,
         "scheme": scheme,
-        "graph": "deploy",
         "model": ModelSource(name=model, num_classes=CLASSES) if isinstance(model, str) else model,
         "model_file": "model.onnx" if target == "onnx" else f"model.{target}",
         "input": TensorInfo(name="image", shape=(1, 3, SIDE, SIDE), layout="NCHW", dtype="float32"),
         "outputs": [TensorInfo(name="logits", shape=(1, CLASSES), layout="NC", dtype="float32")],
         "preprocessing": Preprocessing(input_size=SIDE),
-        "labels": None,
         "quantization": Quantization(macs={"fp32": 1000 * depth}, parameters={"fp32": 100 * depth}),
+    }
+    return with_manifest(folder, **(fields | changes))
+
+
+def with_manifest(folder: Path, **fields: object) -> Artifact:
+    """The artifact whose model file lies in ``folder``: ``fields``, and what most tests do not care about."""
+    usual: dict[str, object] = {
+        "scheme": "fp32",
+        "graph": "deploy",
+        "labels": None,
         "rewrites": ["FoldBatchNorm"],
         "parity": Parity(
             inputs="seeded normal",
@@ -60,7 +68,7 @@ def write_tiny_artifact(
         "created": "2026-01-01T00:00:00+00:00",
         "files": list_files(folder),
     }
-    (folder / MANIFEST_NAME).write_text(Manifest.model_validate(fields | changes).model_dump_json())
+    (folder / MANIFEST_NAME).write_text(Manifest.model_validate(usual | fields).model_dump_json())
     return Artifact.open(folder)
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
 from pretend_phone import PretendPhone, pretend_phone, require_tools
 from tiny_artifacts import write_tiny_artifact
-from tiny_tflite import SIDE, tiny_graph
+from tiny_tflite import SIDE
 
 from mf_deploy.artifact import Artifact, read_record
 from mf_deploy.benchmarks import Protocol, bench, open_device
@@ -22,11 +21,7 @@ from mf_deploy.benchmarks.devices.adb_link import Phone, attached
 from mf_deploy.benchmarks.latency import LatencyReport
 from mf_deploy.benchmarks.native.runner import COMPILER, Runner, open_runner, set_up
 from mf_deploy.benchmarks.probe import INFERENCES, probe_pictures
-from mf_deploy.data import open_images
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
-from mf_deploy.export import Probe, export, quantize
-from mf_deploy.export.parity import seeded_pictures
-from mf_deploy.quantization import QuantPolicy
 from mf_deploy.runtimes import open_session
 
 SHORT = Protocol(min_runs=3, warmup_runs=1, warmup_seconds=0)
@@ -57,20 +52,10 @@ def short_lived(tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch)
         yield phone
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, runner: Runner) -> Path:
-    """A model folder with a small network: both engines, in float and in int8."""
-    folder = tmp_path_factory.mktemp("adb") / "tiny"
-    folder.mkdir()
-    graph = tiny_graph()
-    probe = Probe.seeded(graph.module, SIDE)
-    pictures = tmp_path_factory.mktemp("pictures")
-    for index, picture in enumerate(seeded_pictures(8, SIDE)):
-        Image.fromarray(picture).save(pictures / f"{index}.png")
-    for target in ("onnx", "tflite"):
-        export(graph, target, "fp32", folder / f"{target}-fp32", probe)
-        quantize(graph, target, open_images(pictures), QuantPolicy("w8a8"), folder / f"{target}-w8a8", probe)
-    return folder
+@pytest.fixture
+def run(runner: Runner, tiny_run: Path) -> Path:
+    """The small network's artifacts, where they can run."""
+    return tiny_run
 
 
 @pytest.mark.parametrize("name", ARTIFACTS)

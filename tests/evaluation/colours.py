@@ -7,18 +7,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from tiny_artifacts import with_manifest
 from torch import nn
 
-from mf_deploy.artifact import (
-    MANIFEST_NAME,
-    Artifact,
-    Manifest,
-    ModelSource,
-    Parity,
-    Quantization,
-    TensorInfo,
-    list_files,
-)
+from mf_deploy.artifact import Artifact, ModelSource, Quantization, TensorInfo
 from mf_deploy.models.stored import save_reference
 from mf_deploy.preprocessing import Preprocessing
 
@@ -96,10 +88,9 @@ def write_artifact(
     """``net`` as an ONNX artifact with folded batch norm; ``noise`` is added to the head's weights."""
     folder.mkdir(parents=True)
     onnx.save(_onnx_model(net, noise), str(folder / "model.onnx"))
-    fields: dict[str, object] = {
+    usual: dict[str, object] = {
         "target": "onnx",
         "scheme": scheme,
-        "graph": "deploy",
         "model": model_source(),
         "model_file": "model.onnx",
         "input": TensorInfo(name="image", shape=(1, 3, SIDE, SIDE), layout="NCHW", dtype="float32"),
@@ -107,22 +98,8 @@ def write_artifact(
         "preprocessing": PREPROCESSING,
         "labels": list(COLOURS),
         "quantization": Quantization(macs={"fp32": 1000}, parameters={"fp32": 100}),
-        "rewrites": ["FoldBatchNorm"],
-        "parity": Parity(
-            inputs="seeded normal",
-            samples=4,
-            max_abs_error=1e-6,
-            logits_range=2.0,
-            agreement=1.0,
-            sqnr_db=120.0,
-            tolerance=1e-4,
-        ),
-        "tools": {"onnx": onnx.__version__},
-        "created": "2026-01-01T00:00:00+00:00",
-        "files": list_files(folder),
     }
-    (folder / MANIFEST_NAME).write_text(Manifest.model_validate(fields | changes).model_dump_json())
-    return Artifact.open(folder)
+    return with_manifest(folder, **(usual | changes))
 
 
 def _onnx_model(model: ColourNet, noise: float) -> onnx.ModelProto:

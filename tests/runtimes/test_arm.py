@@ -11,18 +11,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
 from tiny_artifacts import write_tiny_artifact
-from tiny_tflite import CLASSES, SIDE, tiny_graph
+from tiny_tflite import CLASSES, SIDE
 
 from mf_deploy.artifact import Artifact, read_record
 from mf_deploy.benchmarks.devices.arm import Arm
 from mf_deploy.benchmarks.instructions import InstructionReport, InstructionReports
-from mf_deploy.data import open_images
 from mf_deploy.errors import MISSING_TOOL, MfDeployError
-from mf_deploy.export import Probe, export, quantize
 from mf_deploy.export.parity import seeded_pictures
-from mf_deploy.quantization import QuantPolicy
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.arm import CPUS
 from mf_deploy.runtimes.arm.emulator import Emulator
@@ -44,20 +40,10 @@ def lab() -> Lab:
     return set_up()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Path:
-    """A model folder with a small network: both engines, in float and in int8."""
-    folder = tmp_path_factory.mktemp("arm") / "tiny"
-    folder.mkdir()
-    graph = tiny_graph()
-    probe = Probe.seeded(graph.module, SIDE)
-    pictures = tmp_path_factory.mktemp("pictures")
-    for index, picture in enumerate(seeded_pictures(8, SIDE)):
-        Image.fromarray(picture).save(pictures / f"{index}.png")
-    for target in ("onnx", "tflite"):
-        export(graph, target, "fp32", folder / f"{target}-fp32", probe)
-        quantize(graph, target, open_images(pictures), QuantPolicy("w8a8"), folder / f"{target}-w8a8", probe)
-    return folder
+@pytest.fixture
+def run(lab: Lab, tiny_run: Path) -> Path:
+    """The small network's artifacts, where they can run."""
+    return tiny_run
 
 
 @pytest.mark.parametrize("cpu", list(CPUS))

@@ -7,18 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_artifacts import with_manifest
 from tiny_tflite import CLASSES, SIDE, tiny_graph
 
-from mf_deploy.artifact import (
-    MANIFEST_NAME,
-    Artifact,
-    Manifest,
-    ModelSource,
-    Parity,
-    Quantization,
-    TensorInfo,
-    list_files,
-)
+from mf_deploy.artifact import Artifact, ModelSource, Quantization, TensorInfo
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import ExportOptions, WrittenModel
@@ -34,9 +26,6 @@ from mf_deploy.export.tflite_file import read_operators
 from mf_deploy.export.tflite_graph import TfliteGraph
 
 GRAPH = tiny_graph()
-NO_PARITY = Parity(
-    inputs="", samples=0, max_abs_error=0, logits_range=1, agreement=1, sqnr_db=0, tolerance=None
-)
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +54,16 @@ def write_artifact(folder: Path, model: bytes, written: WrittenModel | None = No
     written = written or float_tensors()
     folder.mkdir(exist_ok=True)
     (folder / "model.tflite").write_bytes(model)
-    manifest = Manifest(
+    return with_manifest(
+        folder,
         target="tflite",
-        scheme="fp32",
-        graph="deploy",
         model=ModelSource(name="tiny", num_classes=CLASSES),
         model_file="model.tflite",
         input=written.input,
         outputs=written.outputs,
         preprocessing=GRAPH.record.preprocessing,
-        labels=None,
         quantization=Quantization(macs={}, parameters={}),
-        rewrites=[],
-        parity=NO_PARITY,
-        tools={},
-        created="2026-01-01T00:00:00+00:00",
-        files=list_files(folder),
     )
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
-    return Artifact.open(folder)
 
 
 @pytest.fixture(scope="module")
