@@ -26,6 +26,9 @@ ACTIVATED_OPERATIONS = ("conv", "linear")
 """What gets int8 inputs. Their outputs, additions and pools stay in float16: quantizing those too costs
 4 dB (52M, 96 px), and the product needs int8 operands only."""
 
+BUFFER_PREFIX = "b_network_"
+"""What torch.export puts before the name of a buffer; parameters have another."""
+
 WEIGHTED_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 
 PREFIX_PASS = "compression::insert_prefix_quantize_dequantize_pair"
@@ -51,7 +54,7 @@ class Layer:
 
 
 def layers_of(program: MilProgram, paths: Mapping[str, str]) -> list[Layer]:
-    """The operations of ``program`` with constant weights.
+    """The operations of ``program`` with constant weights, but for sums: weights that no one learned.
 
     Args:
         paths: module of the exported graph → module of the reference model. torch.export names a weight
@@ -64,6 +67,8 @@ def layers_of(program: MilProgram, paths: Mapping[str, str]) -> list[Layer]:
         if operation.op_type not in WEIGHTED_OPERATIONS or weight is None or weight.op is None:
             continue
         if weight.val is None and not weight.op.op_type.startswith("constexpr_"):
+            continue
+        if weight.name.startswith(BUFFER_PREFIX):
             continue
         path = paths.get(by_weight.get(weight.name.removesuffix("_to_fp16"), ""), "")
         found.append(Layer(operation.name, operation.op_type, operation.inputs["x"].name, path))

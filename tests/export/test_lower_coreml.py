@@ -8,10 +8,12 @@ from torch import nn
 
 from mf_deploy.artifact import ModelSource
 from mf_deploy.export.coreml import convert
+from mf_deploy.export.coreml_quantize import layers_of
 from mf_deploy.export.lower import COMMON, lower, reference_graph
 from mf_deploy.export.lower.channel_norm import ChannelNorm
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
-from mf_deploy.export.lower.neural_engine import NeuralEngine
+from mf_deploy.export.lower.neural_engine import TALLEST_KERNEL, NeuralEngine
+from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.target import ExportOptions
 from mf_deploy.mil import Interpreter, MilProgram, read_program
 from mf_deploy.models import load_model
@@ -108,11 +110,24 @@ def test_the_program_computes_the_same(name: str, batch: int) -> None:
     assert abs(actual - expected).max() < 1e-5 * (expected.max() - expected.min())
 
 
+def test_every_layer_has_its_place_in_the_reference_model() -> None:
+    model = model_of("mobile_former_52m")
+    graph = lower(model, record_of("mobile_former_52m", 64), "coreml")
+    modules = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    assert set(weighted_modules(graph.module).values()) <= modules
+
+
 @pytest.mark.slow
 def test_the_26m_is_short() -> None:
-    program, _ = program_of("mobile_former_26m", 224)
+    """And what int8 takes of it are the layers: not the sums over the channels of a head."""
+    graph = lower(model_of("mobile_former_26m"), record_of("mobile_former_26m", 224), "coreml")
+    program = read_program(convert(graph, "fp32", ExportOptions(), "iOS16"), "mobile_former_26m")
     found = counts(program)
     assert found["transpose"] == 0
-    assert found["reshape"] <= 60
+    assert found["reshape"] <= 30
     assert found["layer_norm"] == 25
-    assert found.total() <= 428
+    assert found.total() <= 392
+    modules = weighted_modules(graph.module)
+    assert Counter(layer.path for layer in layers_of(program, modules)) == Counter(modules.values())
+    tallest = max(op.inputs["weight"].shape[2] for op in program.operations if op.op_type == "conv")
+    assert tallest <= TALLEST_KERNEL

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mf_deploy.export.lower.channel_norm import ChannelNorm
 from mf_deploy.export.lower.flatten_tokens import (
     FlatBlock,
+    FlatDynamicReLU,
     FlatFormer,
     FlatMobileFormer,
     FlatMobileToFormer,
@@ -22,13 +23,22 @@ from mf_deploy.export.lower.flatten_tokens import (
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.models.mobile_former import BRIDGE_HEADS, FORMER_HEADS, ClassificationHead
 
+TALLEST_KERNEL = 29
+"""Rows that the kernel of a convolution may have on A13; from A14 on they are 32
+(https://ane-guide.readthedocs.io, appendix A)."""
+
+GATE_RANGE = 6
+"""FoldGates leaves gates in [0, 6]. Divided by it they do not widen what int8 must cover for key, value and
+query, which share their tensor (0.1 dB on the 52M); the projection behind the gate makes up for it."""
+
 
 class NeuralEngine(Rewrite):
     """Replace the network by the same one on (N, C, 1, S); follows FoldAttentionScale, -Slopes and -Gates.
 
     Key and value of a block's way to the map, query and gate of the next block's way back are one
-    convolution of the same tokens; each layer of its two dynamic ReLUs is one convolution as well.
-    The map is seen in heads from the end of one block to the start of the next.
+    convolution of the same tokens, and so are the hidden layers of its two dynamic ReLUs where the kernel
+    of their last layers can read them in heads. The map is seen in heads from the end of one block to the
+    start of the next.
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
@@ -46,44 +56,112 @@ def linears(module: nn.Module) -> list[nn.Linear]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
-def as_conv(*layers: nn.Linear, rows: int | None = None, groups: int = 1) -> nn.Conv2d:
-    """Linear layers on one input (or on one group each) as one 1×1 convolution.
+def pad_outputs(layer: nn.Linear, rows: int) -> nn.Linear:
+    """``layer`` with ``rows`` outputs. Those added repeat others and are never read: zeros would have no
+    scale in int8."""
+    pick = torch.arange(rows) % layer.out_features
+    padded = nn.Linear(layer.in_features, rows)
+    padded.weight = nn.Parameter(layer.weight[pick], requires_grad=False)
+    padded.bias = nn.Parameter(layer.bias[pick], requires_grad=False)
+    return padded
 
-    ``rows``: pad each layer to so many outputs. The outputs added repeat others and are never read:
-    zeros would have no scale in int8.
+
+def as_conv(*layers: nn.Linear, groups: int = 1, head: int = 1, tokens: int = 1) -> nn.Conv2d:
+    """Linear layers on one input (or on one group each) as one convolution.
+
+    Args:
+        head: rows of a head; 1 to read (N, C, 1, S), C/heads to read (N, heads, C/heads, S) without a
+            reshape. Inputs that fill no whole head are padded: there the weights are zero.
+        tokens: step along S; with all T tokens it reads the first one alone and gives (N, C, 1, 1).
     """
-    picks = [torch.arange(rows or layer.out_features) % layer.out_features for layer in layers]
-    weight = torch.cat([layer.weight[pick] for layer, pick in zip(layers, picks, strict=True)])
-    bias = torch.cat([layer.bias[pick] for layer, pick in zip(layers, picks, strict=True)])
-    conv = nn.Conv2d(weight.shape[1] * groups, weight.shape[0], 1, groups=groups)
-    conv.weight = nn.Parameter(weight[..., None, None], requires_grad=False)
-    conv.bias = nn.Parameter(bias, requires_grad=False)
+    weight = torch.cat([layer.weight for layer in layers])
+    heads = -(-weight.shape[1] // head)
+    weight = F.pad(weight, (0, heads * head - weight.shape[1])).reshape(-1, heads, head, 1)
+    conv = nn.Conv2d(heads * groups, len(weight), (head, 1), (1, tokens), groups=groups)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
     return conv
 
 
-GATE_RANGE = 6
-"""FoldGates leaves gates in [0, 6]. Divided by it they do not widen what int8 must cover for key, value and
-query, which share their tensor (0.1 dB on the 52M); the projection behind the gate makes up for it."""
+@dataclass
+class MapState:
+    """What the first block gets: the map (N, C, H, W), and the same in heads."""
+
+    x: Tensor
+    maps: Tensor
+
+
+@dataclass
+class State(MapState):
+    """What goes from block to block; query and gate, in heads, are for the next way from map to tokens."""
+
+    tokens: Tensor
+    query: Tensor
+    gate: Tensor
+
+
+def attend(query: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Query (N, heads, C/heads, T) to the map in heads: attended, of its shape; scores (N, heads, T, HW)."""
+    scores = query.transpose(-1, -2) @ maps
+    return maps @ scores.softmax(-1).transpose(-1, -2), scores
+
+
+class EngineFirstTokens(nn.Module):
+    """The first way from map to tokens, where query, gate and tokens are the same for every image.
+
+    With a kernel over all tokens, the weights of the projection hold the gate, its bias the tokens.
+    """
+
+    query: Tensor
+
+    def __init__(self, source: FlatMobileToFormer, tokens: Tensor) -> None:
+        super().__init__()
+        query, gate = source.query_and_gate(tokens)
+        self.register_buffer("query", heads_of(one_image(query)))
+        tokens, gate = one_image(tokens)[0, :, 0], one_image(gate)[0, :, 0]
+        dim, count = tokens.shape
+        weight = torch.einsum("dc,ct,tu->dtcu", source.proj.weight, gate, torch.eye(count).to(gate))
+        channels = len(gate) // BRIDGE_HEADS
+        self.proj = nn.Conv2d(BRIDGE_HEADS, dim * count, (channels, count))
+        weight = weight.reshape(self.proj.weight.shape)
+        self.proj.weight = nn.Parameter(weight, requires_grad=False)
+        bias = (tokens + source.proj.bias[:, None]).flatten()
+        self.proj.bias = nn.Parameter(bias, requires_grad=False)
+        self.norm, self.count = ChannelNorm(source.layer_norm), count
+
+    def forward(self, state: MapState) -> tuple[Tensor, Tensor]:
+        attended, scores = attend(self.query, state.maps)
+        return self.norm(self.proj(attended).reshape(len(attended), -1, 1, self.count)), scores
 
 
 class EngineMobileToFormer(nn.Module):
-    """The tokens attend to the map; ``query`` and ``gate`` come from the block before."""
+    """The tokens attend to the map."""
 
     def __init__(self, source: FlatMobileToFormer) -> None:
         super().__init__()
-        self.proj, self.norm = as_conv(source.proj), ChannelNorm(source.layer_norm)
+        head = source.proj.in_features // BRIDGE_HEADS
+        self.reads_heads = head <= TALLEST_KERNEL
+        self.proj = as_conv(source.proj, head=head if self.reads_heads else 1)
         self.proj.weight.data *= GATE_RANGE
+        self.norm = ChannelNorm(source.layer_norm)
 
-    def forward(self, maps: Tensor, tokens: Tensor, query: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps, query and gate in heads; gives the tokens and the scores (N, heads, T, HW)."""
-        scores = query.transpose(-1, -2) @ maps
-        attended = (maps @ scores.softmax(-1).transpose(-1, -2)) * gate
-        attended = attended.reshape(maps.shape[0], -1, 1, attended.shape[-1])
-        return self.norm(tokens + self.proj(attended)), scores
+    def forward(self, state: State) -> tuple[Tensor, Tensor]:
+        """The tokens (N, D, 1, T) and the scores (N, heads, T, HW)."""
+        attended, scores = attend(state.query, state.maps)
+        attended = attended * state.gate
+        if not self.reads_heads:
+            attended = attended.reshape(len(attended), -1, 1, attended.shape[-1])
+        return self.norm(state.tokens + self.proj(attended)), scores
 
 
 class EngineFormer(nn.Module):
-    """Self-attention and feed-forward network on tokens (N, D, 1, T)."""
+    """Self-attention and feed-forward network on tokens (N, D, 1, T).
+
+    Heads without a reshape: with ``q`` and ``k`` of one channel as a row each, their product is (T, T),
+    and a convolution of ones adds the channels of a head, giving each of them the head's scores.
+    """
+
+    ones: Tensor
 
     def __init__(self, source: FlatFormer) -> None:
         super().__init__()
@@ -91,53 +169,79 @@ class EngineFormer(nn.Module):
         self.norm, self.ffn_norm = ChannelNorm(source.layer_norm), ChannelNorm(source.ffn_norm)
         expand, reduce = linears(source.ffn)
         self.ffn = nn.Sequential(as_conv(expand), nn.GELU(), as_conv(reduce))
+        dim = source.q.in_features
+        self.register_buffer("ones", source.q.weight.new_ones(dim, dim // FORMER_HEADS, 1, 1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        keys, query = heads_of(tokens, FORMER_HEADS), heads_of(self.q(tokens), FORMER_HEADS)
-        weights = (query.transpose(-1, -2) @ keys).softmax(-1)
-        attended = (keys @ weights.transpose(-1, -2)).reshape(tokens.shape)
+        products = self.q(tokens).transpose(-1, -2) @ tokens
+        weights = F.conv2d(products, self.ones, groups=FORMER_HEADS).softmax(-1)
+        attended = tokens @ weights.transpose(-1, -2)
         tokens = self.norm(tokens + self.channel_mlp(attended))
         return self.ffn_norm(tokens + self.ffn(tokens))
 
 
 class EngineProjection(nn.Module):
-    """Tokens to key and value of this block, query and gate of the next one, each in heads."""
+    """Tokens to key and value of this block, query and gate of the next one, each in heads.
 
-    def __init__(self, block: FlatBlock, reader: FlatMobileToFormer) -> None:
+    ``hidden``: layers whose rectified outputs come with them, in as many heads as they fill.
+    """
+
+    def __init__(self, block: FlatBlock, reader: FlatMobileToFormer, hidden: list[nn.Linear]) -> None:
         super().__init__()
-        bridge = block.global_local
-        self.conv = as_conv(bridge.k, bridge.proj, reader.q, *linears(reader.alpha))
+        bridge, (alpha,) = block.global_local, linears(reader.alpha)
+        self.conv = as_conv(bridge.k, bridge.proj, reader.q, alpha, *hidden)
+        channels = bridge.k.out_features
         for parameter in self.conv.parameters():
-            parameter.data[-reader.q.out_features :] /= GATE_RANGE
+            parameter.data[3 * channels : 4 * channels] /= GATE_RANGE
+        self.rows = channels // BRIDGE_HEADS
+        self.sizes = [BRIDGE_HEADS] * 4
+        if hidden:
+            self.sizes.append(sum(layer.out_features for layer in hidden) // self.rows)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        key, value, query, gate = heads_of(self.conv(tokens), 4 * BRIDGE_HEADS).chunk(4, dim=1)
-        return key, value, query, gate.clamp(0, 1)
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        key, value, query, gate, *hidden = heads_of(self.conv(tokens), sum(self.sizes)).split(self.sizes, 1)
+        return key, value, query, gate.clamp(0, 1), hidden[0].relu() if hidden else None
 
 
 class EngineSlopes(nn.Module):
-    """Slopes of both dynamic ReLUs of a block, (N, C, 1, 1) each; (N, C, H, W) with ``attention``."""
+    """Slopes of both dynamic ReLUs of a block, (N, C, 1, 1) each; (N, C, H, W) with ``attention``.
+
+    ``hidden`` is for the projection: where the kernel can read heads of ``rows`` rows, their hidden layers
+    are part of its convolution.
+    """
 
     shift: Tensor
 
-    def __init__(self, relus: nn.ModuleDict) -> None:
+    def __init__(self, relus: list[FlatDynamicReLU], tokens: int, rows: int) -> None:
         super().__init__()
-        firsts, lasts = zip(*map(linears, relus.values()), strict=True)
-        rows = max(last.out_features for last in lasts)
-        self.first, self.last = as_conv(*firsts), as_conv(*lasts, rows=rows, groups=len(lasts))
-        shifts = [relu.get_buffer("hyper.3.shift") for relu in relus.values()]
-        shift = torch.cat([F.pad(shift, (0, rows - len(shift))) for shift in shifts])
+        firsts, lasts = zip(*(linears(relu.hyper) for relu in relus), strict=True)
+        count, step = max(last.out_features for last in lasts), 1 if relus[0].spatial else tokens
+        padded = [pad_outputs(last, count) for last in lasts]
+        self.hidden: list[nn.Linear] = []
+        if rows <= TALLEST_KERNEL:
+            self.hidden = [pad_outputs(first, -(-first.out_features // rows) * rows) for first in firsts]
+            self.first = None
+            self.last = as_conv(*padded, groups=len(lasts), head=rows, tokens=step)
+        else:
+            self.first = as_conv(*firsts, tokens=step)
+            self.last = as_conv(*padded, groups=len(lasts))
+        shifts = [relu.hyper[3].get_buffer("shift") for relu in relus]
+        shift = torch.cat([F.pad(shift, (0, count - len(shift))) for shift in shifts])
         self.register_buffer("shift", shift[:, None, None])
         self.sizes: list[int] = []
         self.places: list[int] = []
         for last in lasts:
             self.places.append(len(self.sizes))
-            unread = rows - last.out_features
+            unread = count - last.out_features
             self.sizes += [last.out_features // 2] * 2 + [unread] * (unread > 0)
 
-    def forward(self, tokens: Tensor, attention: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        driving = tokens[..., :1] if attention is None else tokens
-        slopes = F.hardtanh(self.last(self.first(driving).relu())) + self.shift
+    def forward(
+        self, tokens: Tensor, hidden: Tensor | None, attention: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """``hidden``: what the projection gives of the hidden layers, in heads, or None."""
+        if self.first is not None:
+            hidden = self.first(tokens).relu()
+        slopes = F.hardtanh(self.last(hidden)) + self.shift
         if attention is not None:
             slopes = torch.einsum("nchw,nwhu->nchu", slopes, attention)
         parts = slopes.split(self.sizes, dim=1)
@@ -148,28 +252,21 @@ def dynamic_relu(x: Tensor, slopes: tuple[Tensor, Tensor]) -> Tensor:
     return torch.maximum(slopes[0] * x, slopes[1] * x)
 
 
-@dataclass
-class State:
-    """What goes from block to block; ``maps`` is ``x`` in heads."""
-
-    x: Tensor
-    maps: Tensor
-    tokens: Tensor
-    query: Tensor
-    gate: Tensor
-
-
 class EngineBlock(nn.Module):
-    """Either bridged block; ``reader`` is the next block's way from map to tokens."""
+    """Either bridged block, ``to_former`` its way from map to tokens, ``reader`` that of the next one."""
 
-    def __init__(self, source: FlatBlock, reader: FlatMobileToFormer) -> None:
+    def __init__(
+        self, source: FlatBlock, to_former: nn.Module, reader: FlatMobileToFormer, tokens: int
+    ) -> None:
         super().__init__()
         self.stride, self.spatial = source.stride, source.spatial
         self.down, self.residual = source.down, source.residual
-        self.to_former = EngineMobileToFormer(source.local_global)
+        self.to_former = to_former
         self.former = EngineFormer(source.global_block)
-        self.project = EngineProjection(source, reader)
-        self.slopes = EngineSlopes(source.hyper)
+        relus = [source.relu(name) for name in source.hyper]
+        rows = source.global_local.k.out_features // BRIDGE_HEADS
+        self.slopes = EngineSlopes(relus, tokens, rows)
+        self.project = EngineProjection(source, reader, self.slopes.hidden)
         self.mobile = source.mobile
 
     def attention(self, scores: Tensor, x: Tensor) -> Tensor | None:
@@ -191,11 +288,11 @@ class EngineBlock(nn.Module):
         y = conv["conv3"](dynamic_relu(conv["conv2"](y), slopes[1]))
         return x + y if self.residual else y
 
-    def forward(self, state: State) -> State:
-        tokens, scores = self.to_former(state.maps, state.tokens, state.query, state.gate)
+    def forward(self, state: MapState) -> State:
+        tokens, scores = self.to_former(state)
         tokens = self.former(tokens)
-        y = self.convolve(state.x, self.slopes(tokens, self.attention(scores, state.x)))
-        key, value, query, gate = self.project(tokens)
+        key, value, query, gate, hidden = self.project(tokens)
+        y = self.convolve(state.x, self.slopes(tokens, hidden, self.attention(scores, state.x)))
         maps = heads_of(y)
         # Softmax over the token axis, so that the map keeps its layout.
         maps = maps + value @ (key.transpose(-1, -2) @ maps).softmax(-2)
@@ -231,30 +328,30 @@ class EngineMobileFormer(nn.Module):
     """The whole network: (N, 3, H, W) to (N, classes)."""
 
     tokens: Tensor
-    query: Tensor
-    gate: Tensor
 
     def __init__(self, source: FlatMobileFormer) -> None:
         super().__init__()
         plain = [block for block in source.features if isinstance(block, FlatPlainBlock)]
         bridged = [block for block in source.features if isinstance(block, FlatBlock)]
-        readers = [block.local_global for block in bridged[1:]] + [source.local_global]
-        self.stem, self.plain = source.stem, nn.ModuleList(plain)
-        self.blocks = nn.ModuleList(map(EngineBlock, bridged, readers))
-        self.to_former = EngineMobileToFormer(source.local_global)
-        self.head = EngineHead(source.classifier)
         tokens = source.get_buffer("tokens")
-        query, gate = bridged[0].local_global.query_and_gate(tokens)
+        first = EngineFirstTokens(bridged[0].local_global, tokens)
+        readers = [block.local_global for block in bridged[1:]] + [source.local_global]
+        ways = [first, *map(EngineMobileToFormer, readers)]
+        self.stem, self.plain = source.stem, nn.ModuleList(plain)
+        self.blocks = nn.ModuleList(
+            EngineBlock(block, way, reader, tokens.shape[-2])
+            for block, way, reader in zip(bridged, ways, readers, strict=False)
+        )
+        self.to_former = ways[-1]
         self.register_buffer("tokens", one_image(tokens))
-        self.register_buffer("query", heads_of(one_image(query)))
-        self.register_buffer("gate", heads_of(one_image(gate)) / GATE_RANGE)
+        self.head = EngineHead(source.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for block in self.plain:
             x, _ = block(x, self.tokens)
-        state = State(x, heads_of(x), self.tokens, self.query, self.gate)
+        state = MapState(x, heads_of(x))
         for block in self.blocks:
             state = block(state)
-        tokens, _ = self.to_former(state.maps, state.tokens, state.query, state.gate)
+        tokens, _ = self.to_former(state)
         return self.head(state.x, tokens)
