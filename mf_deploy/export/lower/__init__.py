@@ -16,6 +16,7 @@ from mf_deploy.export.lower.flatten_tokens import FlattenTokens
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
 from mf_deploy.export.lower.fold_scales import FoldAttentionScale, FoldGates, FoldSlopes
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
+from mf_deploy.export.lower.head_views import HeadViews
 from mf_deploy.export.lower.merge_groups import TILE, MergeGroups
 from mf_deploy.export.lower.neural_engine import NeuralEngine
 from mf_deploy.export.lower.pad_columns import PadColumns
@@ -52,7 +53,7 @@ REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     "tflite": (
         *(*COMMON, BatchHeads(), RepeatChannels(), RepeatRows(), SplitRepeats()),
         *(PadHidden(TILE, grouped=False), FillTiles(), MergeGroups()),
-        *(SplitLayerNorm(), RowSlopes(), WideSoftmax()),
+        *(SplitLayerNorm(), RowSlopes(), WideSoftmax(), HeadViews()),
     ),
 }
 

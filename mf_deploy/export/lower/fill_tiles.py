@@ -61,5 +61,6 @@ class FilledConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        planes = y.reshape(y.shape[0], self.conv.groups, -1, y.shape[2] * y.shape[3])
-        return planes[:, :, : self.outputs].reshape(y.shape[0], -1, *y.shape[2:])
+        lead = () if y.shape[0] == 1 else y.shape[:1]
+        planes = y.reshape(*lead, self.conv.groups, -1, y.shape[2] * y.shape[3])
+        return planes[..., : self.outputs, :].reshape(y.shape[0], -1, *y.shape[2:])
