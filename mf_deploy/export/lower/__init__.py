@@ -8,6 +8,7 @@ from torch import nn
 from mf_deploy.artifact import Target
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.export.lower.batch_heads import BatchHeads
+from mf_deploy.export.lower.block_shuffles import BlockShuffles
 from mf_deploy.export.lower.constant_tokens import ConstantTokens
 from mf_deploy.export.lower.dense_shuffles import DenseShuffles
 from mf_deploy.export.lower.fill_tiles import FillTiles
@@ -52,7 +53,7 @@ REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (
         *(*COMMON, BatchHeads(), RepeatChannels(), RepeatRows(), SplitRepeats()),
-        *(PadHidden(TILE, grouped=False), FillTiles(), MergeGroups()),
+        *(PadHidden(TILE, grouped=False), FillTiles(), MergeGroups(), BlockShuffles()),
         *(SplitLayerNorm(), RowSlopes(), WideSoftmax(), HeadViews()),
     ),
 }

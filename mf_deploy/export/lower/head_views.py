@@ -12,7 +12,7 @@ from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise
 from mf_deploy.export.lower.row_slopes import RowSlopesBlock
 from mf_deploy.export.lower.split_repeats import SplitDepthwise
-from mf_deploy.models.mobile_former import BRIDGE_HEADS
+from mf_deploy.models.mobile_former import BRIDGE_HEADS, ChannelShuffle
 
 
 class HeadViews(Rewrite):
@@ -54,8 +54,7 @@ class HeadViewsBlock(RowSlopesBlock):
         kept = self.takes_rows or self._repeats_planes()
         y = self.convolve(x if kept else _rows_of_heads(heads, x.shape), tokens, None)
         shape = y.shape
-        last = self.stage("conv4" if self.down else "conv3")[0]
-        y = map_heads(self.flat(y)) if isinstance(last, FilledConv2d) else self._heads_of_rows(y)
+        y = map_heads(self.flat(y)) if self._gives_planes() else self._heads_of_rows(y)
         y = heads + y if self.residual else y
         return self.global_local(y.flatten(-3, -2), tokens).view(shape), tokens
 
@@ -63,6 +62,11 @@ class HeadViewsBlock(RowSlopesBlock):
         """Whether the first convolution copies whole planes."""
         first = self.stage("conv1")[0]
         return type(first) is RepeatedDepthwise or (isinstance(first, SplitDepthwise) and not first.rows)
+
+    def _gives_planes(self) -> bool:
+        """Whether what follows the last convolution leaves whole planes."""
+        last = self.stage("conv4" if self.down else "conv3")
+        return isinstance(last[0], FilledConv2d) or isinstance(last[-1], ChannelShuffle)
 
     def _heads_of_rows(self, x: Tensor) -> Tensor:
         """(N, C, H, W), which lies there as NHWC, as (…, heads, C/heads, HW)."""

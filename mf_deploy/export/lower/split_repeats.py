@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatMobileFormer, FlatPlainBlock
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
 from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise, repeat
 from mf_deploy.export.lower.repeat_rows import RowRepeatedDepthwise
@@ -13,31 +14,49 @@ for maps of 12 to 64 channels."""
 
 
 class SplitRepeats(Rewrite):
-    """Six filters a channel at stride 2: the input twice, then three convolutions side by side.
+    """Three or six filters a channel at stride 2: the input once or twice, then three convolutions.
 
-    Their outputs, which are joined, are a quarter of the inputs that need not be copied. Follows RepeatRows.
+    Their outputs, which are joined, are a quarter of the inputs that need not be copied. The activation of
+    the first block moves into each of them. Follows RepeatRows.
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
-        found = [(name, each) for name, each in graph.module.named_modules() if _is_split(each)]
-        for name, module in found:
-            assert isinstance(module, RepeatedDepthwise)
-            graph.module.set_submodule(name, SplitDepthwise(module))
-        return graph.rewritten(self.name, graph.module) if found else graph
+        model = graph.module
+        if not isinstance(model, FlatMobileFormer):
+            return graph
+        stages = [
+            block.conv if isinstance(block, FlatPlainBlock) else block.stage("conv1")
+            for block in model.features
+            if isinstance(block, FlatPlainBlock | FlatBlock)
+        ]
+        found = [stage for stage in stages if _is_split(stage[0])]
+        for stage in found:
+            _split(stage)
+        return graph.rewritten(self.name, model) if found else graph
 
 
 def _is_split(module: nn.Module) -> bool:
     if not isinstance(module, RepeatedDepthwise):
         return False
-    return module.conv.stride == (2, 2) and module.times > PARTS and module.times % PARTS == 0
+    return module.conv.stride == (2, 2) and module.times % PARTS == 0
+
+
+def _split(stage: nn.Sequential) -> None:
+    """Split the depthwise convolution at the head of ``stage``."""
+    whole, activation = stage[0], nn.Identity()
+    assert isinstance(whole, RepeatedDepthwise)
+    for index, layer in enumerate(stage):
+        if isinstance(layer, nn.ReLU6):
+            activation, stage[index] = layer, nn.Identity()
+    stage[0] = SplitDepthwise(whole, activation)
 
 
 class SplitDepthwise(nn.Module):
     """(N, C, H, W) to (N, e·C, H/2, W/2) through three plain depthwise convolutions."""
 
-    def __init__(self, source: RepeatedDepthwise) -> None:
+    def __init__(self, source: RepeatedDepthwise, activation: nn.Module) -> None:
         super().__init__()
-        self.times = source.times // PARTS
+        self.times, self.activation = source.times // PARTS, activation
         self.rows = isinstance(source, RowRepeatedDepthwise)
         whole = source.conv
         assert whole.bias is not None
@@ -53,10 +72,14 @@ class SplitDepthwise(nn.Module):
             self.convs.append(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rows:
-            copies = repeat(x.permute(0, 2, 3, 1), self.times, axis=-1).permute(0, 3, 1, 2)
-        else:
-            batch, _, height, width = x.shape
-            copies = repeat(x.flatten(2), self.times).view(batch, -1, height, width)
-        parts = [conv(copies).permute(0, 2, 3, 1) for conv in self.convs]
+        copies = self._copies(x)
+        parts = [self.activation(conv(copies)).permute(0, 2, 3, 1) for conv in self.convs]
         return torch.cat(parts, dim=-1).permute(0, 3, 1, 2)
+
+    def _copies(self, x: Tensor) -> Tensor:
+        if self.times == 1:
+            return x
+        if self.rows:
+            return repeat(x.permute(0, 2, 3, 1), self.times, axis=-1).permute(0, 3, 1, 2)
+        batch, _, height, width = x.shape
+        return repeat(x.flatten(2), self.times).view(batch, -1, height, width)
