@@ -14,6 +14,7 @@ from mf_deploy.export.lower.flatten_tokens import FlatDynamicReLU
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.lower.repeat_channels import RepeatChannels, RepeatedDepthwise
 from mf_deploy.export.lower.repeat_rows import MIN_ROW, RepeatRows, RowRepeatedDepthwise
+from mf_deploy.export.lower.row_slopes import WIDE, RowDynamicReLU
 from mf_deploy.export.lower.wide_softmax import WideSoftmax
 from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.target import ExportOptions
@@ -68,6 +69,16 @@ def test_a_batch_is_proven(variant: str) -> None:
 def test_wide_maps_are_proven() -> None:
     """At 224 the softmax of the first bridges is divided after its product."""
     assert set(NEW) <= set(lowered("96m", side=224).rewrites)
+
+
+@pytest.mark.parametrize("side", [64, 72])
+def test_few_channels_are_multiplied_four_positions_at_a_time(side: int) -> None:
+    """Proven where four divides the map's width (16), and where it does not (18)."""
+    relus = [each for each in lowered("26m", side=side).module.modules() if isinstance(each, RowDynamicReLU)]
+    slopes = [(relu.channels, conv.out_channels) for relu in relus for conv in relu.hyper[2]]
+    times = {channels: wide // channels for channels, wide in slopes}
+    assert times[36] == WIDE
+    assert times[72] == 1
 
 
 def test_other_models_are_left_alone() -> None:
