@@ -1,0 +1,134 @@
+"""The rewrites that fill the tiles of float kernels and spare their copies."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from test_lower_tflite import lowered, record_of
+from torch import nn
+
+from mf_deploy.export.lower import REWRITES, reference_graph
+from mf_deploy.export.lower.block_shuffles import BlockShuffle
+from mf_deploy.export.lower.fill_tiles import FilledConv2d
+from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatPlainBlock
+from mf_deploy.export.lower.graph import DeployGraph
+from mf_deploy.export.lower.head_views import HeadViewsBlock
+from mf_deploy.export.lower.integer import FLOAT_ONLY, INTEGER_REWRITES
+from mf_deploy.export.lower.merge_groups import TILE
+from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise
+from mf_deploy.export.lower.split_repeats import PARTS, SplitDepthwise
+from mf_deploy.export.module_paths import weighted_modules
+from mf_deploy.export.target import ExportOptions
+from mf_deploy.export.tflite_graph import TfliteGraph
+from mf_deploy.models import load_model
+
+NEW = ("SplitRepeats", "PadHidden", "FillTiles", "BlockShuffles", "HeadViews")
+
+
+def test_other_models_are_left_alone() -> None:
+    name = "mobilenet_v3_small"
+    graph = reference_graph(load_model(name), record_of(name, 64))
+    found = [rewrite for rewrite in REWRITES["tflite"] if rewrite.name in NEW]
+    assert len(found) == len(NEW)
+    assert all(rewrite.apply(graph) is graph for rewrite in found)
+
+
+def test_integer_kernels_get_what_they_gain_from() -> None:
+    names = [rewrite.name for rewrite in INTEGER_REWRITES["tflite"]]
+    assert not set(FLOAT_ONLY) & set(names)
+    assert {"BlockShuffles", "HeadViews"} <= set(names)
+
+
+@pytest.mark.parametrize(("groups", "outputs"), [(1, 12), (2, 6), (4, 3)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_filled_outputs_are_left_out_again(groups: int, outputs: int, batch: int) -> None:
+    conv = nn.Conv2d(24, groups * outputs, 1, groups=groups).double()
+    filled = FilledConv2d(conv).double()
+    assert filled.conv.out_channels % (groups * TILE) == 0
+    x = torch.randn(batch, 24, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(filled(x), conv(x))
+
+
+def test_which_convolutions_of_the_26m_are_filled() -> None:
+    """Groups of three or six outputs; the narrow bottleneck becomes dense, so that its shuffles vanish."""
+    found = {
+        name: (each.conv.groups, each.outputs)
+        for name, each in lowered("26m").module.named_modules()
+        if isinstance(each, FilledConv2d)
+    }
+    assert found == {
+        "features.0.conv.4": (2, 6),
+        "features.1.mobile.conv3.0": (1, 12),
+        "features.2.mobile.conv2.0": (4, 6),
+        "features.2.mobile.conv4.0": (4, 6),
+        "features.3.mobile.conv3.0": (4, 6),
+    }
+
+
+def test_dense_bottlenecks_have_whole_tiles() -> None:
+    """Of the dense variants' bottlenecks, those of 36 (52M) and of 60 (214M) hidden channels are padded."""
+    for variant, padded in (("52m", 40), ("214m", 64)):
+        blocks = [each for each in lowered(variant).module.features if isinstance(each, FlatBlock)]
+        hidden = [each.relu("hyper1").channels for each in blocks if not each.down]
+        assert padded in hidden
+        assert not any(channels % TILE for channels in hidden)
+
+
+@pytest.mark.parametrize("variant", ["26m", "294m"])
+def test_halving_depthwise_convolutions_have_three_parts(variant: str) -> None:
+    module = lowered(variant).module
+    split = {name: each for name, each in module.named_modules() if isinstance(each, SplitDepthwise)}
+    assert len(split) == {"26m": 4, "294m": 4}[variant]
+    assert all(len(each.convs) == PARTS for each in split.values())
+    whole = [each for each in module.modules() if isinstance(each, RepeatedDepthwise)]
+    assert all(each.conv.stride == (1, 1) for each in whole)
+    paths = weighted_modules(module)
+    for name in split:
+        assert len({paths[f"{name}.convs.{part}"] for part in range(PARTS)}) == 1
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(2, 8), (4, 48)])
+def test_blocks_are_shuffled(groups: int, channels: int) -> None:
+    x = torch.arange(channels, dtype=torch.float64).view(1, -1, 1, 1).expand(2, -1, 3, 2)
+    expected = torch.arange(channels).view(groups, groups, -1).transpose(0, 1).flatten()
+    assert (BlockShuffle(groups)(x)[1, :, 2, 1] == expected).all()
+
+
+def test_the_26m_shuffles_blocks_where_they_are_whole() -> None:
+    found = [each for each in lowered("26m").module.modules() if isinstance(each, BlockShuffle)]
+    assert len(found) == 3  # of 12, 18 and 36 channels; blocks of 4.5 there are not
+
+
+@pytest.mark.parametrize("variant", ["26m", "294m"])
+def test_maps_stay_in_rows_behind_the_first_block(variant: str) -> None:
+    features = lowered(variant).module.features
+    assert isinstance(features[0], FlatPlainBlock)
+    assert all(isinstance(each, HeadViewsBlock) for each in features[1:])
+    assert [each.takes_rows for each in features[1:]] == [variant == "294m", *[False] * (len(features) - 2)]
+
+
+@pytest.mark.slow
+def test_every_convolution_has_a_padding_of_its_own() -> None:
+    """XNNPACK leaves out a PAD that one convolution alone reads; the converter merges equal ones."""
+    pytest.importorskip("litert_torch")
+    from ai_edge_litert.interpreter import Interpreter
+
+    from mf_deploy.export.tflite import convert
+
+    source = RepeatedDepthwise(nn.Conv2d(3, 18, 3, 2, 1, groups=3))
+    network = SplitDepthwise(source, nn.Identity()).eval()
+    graph = DeployGraph(network, record_of("mobile_former_26m", 8))
+    content = convert(graph, ExportOptions())
+    tflite = TfliteGraph(content)
+    pads = [int(each.outputs[0]) for each in tflite.operators if tflite.kind(each) == "PAD"]
+    read = Counter(int(index) for each in tflite.operators for index in each.inputs)
+    assert len(pads) == PARTS
+    assert [read[pad] for pad in pads] == [1] * PARTS
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    images = graph.example()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images.permute(0, 2, 3, 1).numpy())
+    interpreter.invoke()
+    actual = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(actual, network(images).detach().numpy(), rtol=1e-5, atol=1e-5)
