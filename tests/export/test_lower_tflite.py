@@ -24,7 +24,7 @@ from mf_deploy.models.stored import ModelRecord
 from mf_deploy.preprocessing import Preprocessing
 
 NEW = ("RepeatRows", "RowSlopes", "WideSoftmax")
-MAX_OPERATORS = 823
+MAX_OPERATORS = 816
 
 
 def record_of(name: str, side: int) -> ModelRecord:

@@ -11,6 +11,7 @@ from mf_deploy.models.mobile_former import ChannelShuffle
 # (measured on cortex-a76, whose kernels compute eight output channels at a time).
 MIN_GROUP = 12
 TILE = 8
+"""Output channels that a matrix kernel computes at a time."""
 
 
 class MergeGroups(Rewrite):
