@@ -114,17 +114,16 @@ def treatments(
 
 
 def _among_codes(graph: TfliteGraph, position: int, static: set[int]) -> bool:
-    """Whether a depthwise convolution lies between two int8 convolutions, or behind a padding.
+    """Whether a depthwise convolution stands right between two int8 convolutions, or behind a padding.
 
     XNNPACK computes a padding within an int8 convolution, but by itself in half precision.
     """
-    source, operator = sources(graph), graph.operators[position]
-    writers = {int(each.outputs[0]): p for p, each in enumerate(graph.operators)}
-    read = int(operator.inputs[0])
-    if read in writers and graph.kind(graph.operators[writers[read]]) == "PAD":
+    operator = graph.operators[position]
+    read, made = int(operator.inputs[0]), int(operator.outputs[0])
+    writer = next((p for p, each in enumerate(graph.operators) if int(each.outputs[0]) == read), -1)
+    if writer >= 0 and graph.kind(graph.operators[writer]) == "PAD":
         return True
-    leaving = any(source(int(graph.operators[p].inputs[0])) == int(operator.outputs[0]) for p in static)
-    return leaving and writers.get(source(read)) in static
+    return writer in static and any(int(graph.operators[p].inputs[0]) == made for p in static)
 
 
 def meeting_maps(graph: TfliteGraph) -> set[int]:

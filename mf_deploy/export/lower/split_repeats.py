@@ -18,7 +18,13 @@ class SplitRepeats(Rewrite):
 
     Their outputs, which are joined, are a quarter of the inputs that need not be copied. The activation of
     the first block moves into each of them. Follows RepeatRows.
+
+    Args:
+        least: input channels from which a convolution is split.
     """
+
+    def __init__(self, least: int = 1) -> None:
+        self.least = least
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
         model = graph.module
@@ -29,14 +35,14 @@ class SplitRepeats(Rewrite):
             for block in model.features
             if isinstance(block, FlatPlainBlock | FlatBlock)
         ]
-        found = [stage for stage in stages if _is_split(stage[0])]
+        found = [stage for stage in stages if _is_split(stage[0], self.least)]
         for stage in found:
             _split(stage)
         return graph.rewritten(self.name, model) if found else graph
 
 
-def _is_split(module: nn.Module) -> bool:
-    if not isinstance(module, RepeatedDepthwise):
+def _is_split(module: nn.Module, least: int) -> bool:
+    if not isinstance(module, RepeatedDepthwise) or module.conv.in_channels < least * module.times:
         return False
     return module.conv.stride == (2, 2) and module.times % PARTS == 0
 
