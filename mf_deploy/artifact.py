@@ -321,7 +321,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> MfDeployError:
     why = error.strerror or str(error)
-    return MfDeployError(f"Cannot write {path}", why, "Free some space, or choose another folder.")
+    return MfDeployError(f"Cannot write {path}", why, "Choose another folder, or free some space.")
 
 
 def _sweep_stale(final: Path) -> None:

@@ -157,11 +157,12 @@ class EngineMobileToFormer(nn.Module):
 class EngineFormer(nn.Module):
     """Self-attention and feed-forward network on tokens (N, D, 1, T).
 
-    Heads without a reshape: with ``q`` and ``k`` of one channel as a row each, their product is (T, T),
-    and a convolution of ones adds the channels of a head, giving each of them the head's scores.
+    Heads without a reshape: with ``q`` and ``k`` of one channel as a row each, their product is (T, T).
+    A convolution of ones adds the channels of a head, another gives each of them the head's weights.
     """
 
-    ones: Tensor
+    sums: Tensor
+    copies: Tensor
 
     def __init__(self, source: FlatFormer) -> None:
         super().__init__()
@@ -170,11 +171,13 @@ class EngineFormer(nn.Module):
         expand, reduce = linears(source.ffn)
         self.ffn = nn.Sequential(as_conv(expand), nn.GELU(), as_conv(reduce))
         dim = source.q.in_features
-        self.register_buffer("ones", source.q.weight.new_ones(dim, dim // FORMER_HEADS, 1, 1))
+        self.register_buffer("sums", source.q.weight.new_ones(FORMER_HEADS, dim // FORMER_HEADS, 1, 1))
+        self.register_buffer("copies", source.q.weight.new_ones(dim, 1, 1, 1))
 
     def forward(self, tokens: Tensor) -> Tensor:
         products = self.q(tokens).transpose(-1, -2) @ tokens
-        weights = F.conv2d(products, self.ones, groups=FORMER_HEADS).softmax(-1)
+        weights = F.conv2d(products, self.sums, groups=FORMER_HEADS).softmax(-1)
+        weights = F.conv2d(weights, self.copies, groups=FORMER_HEADS)
         attended = tokens @ weights.transpose(-1, -2)
         tokens = self.norm(tokens + self.channel_mlp(attended))
         return self.ffn_norm(tokens + self.ffn(tokens))
