@@ -31,6 +31,7 @@ from mf_deploy.evaluation.accuracy import check_all
 from mf_deploy.evaluation.comparison import Subject
 from mf_deploy.export import Probe, calibrate, describe, export, get_exporter, write_quantized
 from mf_deploy.export.lower import lower, reference_graph
+from mf_deploy.export.lower.integer import WEIGHT_REWRITES
 from mf_deploy.export.onnx import INPUT_NAME
 from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import WrittenModel
@@ -174,7 +175,7 @@ def ours(trained: Trained, target: Target, scheme: str, folder: Path) -> Artifac
     if policy.needs_ranges:
         graph = equalized(trained.model, trained.record, target, 1, trained.calibration)
     else:
-        graph = lower(trained.model, trained.record, target)
+        graph = lower(trained.model, trained.record, target, rewrites=WEIGHT_REWRITES[target])
     calibrated = calibrate(graph, target, trained.calibration, policy)
     return write_quantized(
         calibrated, policy.plan_for(trained.record.source.name), policy.scheme, folder, trained.probe

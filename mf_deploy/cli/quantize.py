@@ -186,12 +186,13 @@ def _lowered(
 ) -> "DeployGraph":
     """The deploy graph; with its channels equalized by calibration images where activations are quantized."""
     from mf_deploy.calibration.equalization import equalized
+    from mf_deploy.export.lower import REWRITES, lower
+    from mf_deploy.export.lower.integer import WEIGHT_REWRITES
 
-    if not policy.needs_ranges:
-        from mf_deploy.export.lower import lower
-
-        return lower(model, record, target, batch)
-    return equalized(model, record, target, batch, images)
+    if policy.needs_ranges:
+        return equalized(model, record, target, batch, images)
+    rewrites = REWRITES if policy.scheme == "fp16" else WEIGHT_REWRITES
+    return lower(model, record, target, batch, rewrites[target])
 
 
 def _probe(model: "nn.Module", images: "LabelledImages", record: "ModelRecord") -> "Probe":

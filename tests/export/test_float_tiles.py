@@ -5,16 +5,16 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from test_lower_tflite import lowered, record_of
+from test_lower_tflite import lowered, model_of, record_of
 from torch import nn
 
-from mf_deploy.export.lower import REWRITES, reference_graph
+from mf_deploy.export.lower import REWRITES, lower, reference_graph
 from mf_deploy.export.lower.block_shuffles import BlockShuffle
 from mf_deploy.export.lower.fill_tiles import FilledConv2d
 from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatPlainBlock
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.lower.head_views import HeadViewsBlock
-from mf_deploy.export.lower.integer import INTEGER_REWRITES
+from mf_deploy.export.lower.integer import INTEGER_REWRITES, WEIGHT_REWRITES
 from mf_deploy.export.lower.merge_groups import TILE
 from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise
 from mf_deploy.export.lower.split_repeats import PARTS, SplitDepthwise
@@ -38,6 +38,16 @@ def test_integer_kernels_get_what_they_gain_from() -> None:
     names = [rewrite.name for rewrite in INTEGER_REWRITES["tflite"]]
     assert not {"PadHidden", "FillTiles"} & set(names)
     assert {"BlockShuffles", "HeadViews"} <= set(names)
+
+
+@pytest.mark.parametrize("variant", ["26m", "52m"])
+def test_int8_weights_are_stored_without_zeros(variant: str) -> None:
+    name = f"mobile_former_{variant}"
+    model = model_of(name)
+    graph = lower(model, record_of(name, 64), "tflite", rewrites=WEIGHT_REWRITES["tflite"])
+    widest = max(conv.out_channels for conv in graph.module.modules() if isinstance(conv, nn.Conv2d))
+    assert widest == max(conv.out_channels for conv in model.modules() if isinstance(conv, nn.Conv2d))
+    assert not any(isinstance(each, FilledConv2d | SplitDepthwise) for each in graph.module.modules())
 
 
 @pytest.mark.parametrize(("groups", "outputs"), [(1, 12), (2, 6), (4, 3)])

@@ -1,4 +1,4 @@
-"""The rewrites for integer kernels, where those want another graph than float kernels."""
+"""The rewrites for int8, where its kernels or its file want another graph than float kernels."""
 
 from mf_deploy.artifact import Target
 from mf_deploy.export.lower import COMMON, REWRITES
@@ -36,3 +36,11 @@ INTEGER_REWRITES: dict[Target, tuple[Rewrite, ...]] = REWRITES | {
         BlockStem(),
     ),
 }
+
+FLOAT_ONLY = ("SplitRepeats", "PadHidden", "FillTiles")
+"""What half precision does not gain from: its tiles are sixteen outputs wide, and it copies padded maps."""
+
+WEIGHT_REWRITES: dict[Target, tuple[Rewrite, ...]] = REWRITES | {
+    "tflite": tuple(each for each in REWRITES["tflite"] if each.name not in FLOAT_ONLY),
+}
+"""Where only weights are int8."""
