@@ -22,7 +22,7 @@ from pydantic import Field
 
 from mf_deploy.artifact import MANIFEST_NAME, Artifact, Record, Target, read_record, write_whole
 from mf_deploy.benchmarks.devices.arm import Arm
-from mf_deploy.calibration.equalization import equalized
+from mf_deploy.calibration.equalization import equalized, graph_to_quantize
 from mf_deploy.cli.command import run_command
 from mf_deploy.cli.options import open_run
 from mf_deploy.data import LabelledImages, open_images
@@ -31,7 +31,6 @@ from mf_deploy.evaluation.accuracy import check_all
 from mf_deploy.evaluation.comparison import Subject
 from mf_deploy.export import Probe, calibrate, describe, export, get_exporter, write_quantized
 from mf_deploy.export.lower import lower, reference_graph
-from mf_deploy.export.lower.integer import WEIGHT_REWRITES
 from mf_deploy.export.onnx import INPUT_NAME
 from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import WrittenModel
@@ -172,10 +171,7 @@ def by_tool(trained: Trained, target: Target, plain: Artifact, folder: Path) -> 
 def ours(trained: Trained, target: Target, scheme: str, folder: Path) -> Artifact:
     """What ``mf-quantize`` writes; mixed by the plan that is committed in examples/plans."""
     policy = QuantPolicy(scheme, committed_plan(target) if scheme == "mixed" else None)  # type: ignore[arg-type]
-    if policy.needs_ranges:
-        graph = equalized(trained.model, trained.record, target, 1, trained.calibration)
-    else:
-        graph = lower(trained.model, trained.record, target, rewrites=WEIGHT_REWRITES[target])
+    graph = graph_to_quantize(trained.model, trained.record, target, 1, trained.calibration, policy)
     calibrated = calibrate(graph, target, trained.calibration, policy)
     return write_quantized(
         calibrated, policy.plan_for(trained.record.source.name), policy.scheme, folder, trained.probe

@@ -1,15 +1,16 @@
-"""How large the channels of a model get: what cross-layer equalization is computed from."""
+"""How large the channels of a model get, and the graph to quantize that is equalized by it."""
 
 import torch
 from torch import Tensor, nn
 
 from mf_deploy.artifact import Target
 from mf_deploy.data import LabelledImages
-from mf_deploy.export.lower import DeployGraph, lower
+from mf_deploy.export.lower import REWRITES, DeployGraph, lower
 from mf_deploy.export.lower.equalize import Equalize, equalizable
 from mf_deploy.export.lower.fold_batch_norm import FoldBatchNorm
-from mf_deploy.export.lower.integer import INTEGER_REWRITES
+from mf_deploy.export.lower.integer import INTEGER_REWRITES, WEIGHT_REWRITES
 from mf_deploy.models.stored import ModelRecord
+from mf_deploy.quantization import QuantPolicy
 
 BATCH = 8
 MAX_IMAGES = 64
@@ -38,6 +39,21 @@ def measure_equalization(model: nn.Module, record: ModelRecord, images: Labelled
             if seen >= MAX_IMAGES:
                 break
     return Equalize({path: peak.clone() for path, peak in peaks.items()})
+
+
+def graph_to_quantize(
+    model: nn.Module,
+    record: ModelRecord,
+    target: Target,
+    batch: int,
+    images: LabelledImages,
+    policy: QuantPolicy,
+) -> DeployGraph:
+    """The deploy graph that ``policy`` wants: equalized by ``images`` where activations are quantized."""
+    if policy.needs_ranges:
+        return equalized(model, record, target, batch, images)
+    rewrites = REWRITES if policy.scheme == "fp16" else WEIGHT_REWRITES
+    return lower(model, record, target, batch, rewrites[target])
 
 
 def equalized(

@@ -13,12 +13,9 @@ from mf_deploy.errors import MfDeployError
 if TYPE_CHECKING:
     from torch import nn
 
-    from mf_deploy.artifact import Target
     from mf_deploy.data import LabelledImages
     from mf_deploy.export import Probe
-    from mf_deploy.export.lower import DeployGraph
     from mf_deploy.models.stored import ModelRecord
-    from mf_deploy.quantization import QuantPolicy
 
 EPILOG = """\b
 Examples:
@@ -111,6 +108,7 @@ def command(
     RUN/plans/, can be edited, and is used again with --plan. Writes RUN/TARGET-SCHEME/.
     """
     from mf_deploy.artifact import check_writable, find_artifacts, read_record
+    from mf_deploy.calibration.equalization import graph_to_quantize
     from mf_deploy.calibration.plausibility import implausible
     from mf_deploy.cli.quantize_mixed import Budget, search_and_write
     from mf_deploy.data import open_images
@@ -160,7 +158,7 @@ def command(
     artifacts, kept = [], True
     for each, out in folders.items():
         with working(f"Quantizing {record.source.name} for {each} ({policy.scheme})"):
-            graph = _lowered(model, record, each, batch, images, policy)
+            graph = graph_to_quantize(model, record, each, batch, images, policy)
             if budget is None:
                 artifacts.append(quantize(graph, each, images, policy, out, probe, options, force))
         if budget is not None:
@@ -174,25 +172,6 @@ def command(
     if missing and policy.scheme != "fp16":
         click.echo(f"not run on ARM: {', '.join(missing)} (mf-deploy setup arm prepares that)", err=True)
     return 0 if kept else 1
-
-
-def _lowered(
-    model: "nn.Module",
-    record: "ModelRecord",
-    target: "Target",
-    batch: int,
-    images: "LabelledImages",
-    policy: "QuantPolicy",
-) -> "DeployGraph":
-    """The deploy graph; with its channels equalized by calibration images where activations are quantized."""
-    from mf_deploy.calibration.equalization import equalized
-    from mf_deploy.export.lower import REWRITES, lower
-    from mf_deploy.export.lower.integer import WEIGHT_REWRITES
-
-    if policy.needs_ranges:
-        return equalized(model, record, target, batch, images)
-    rewrites = REWRITES if policy.scheme == "fp16" else WEIGHT_REWRITES
-    return lower(model, record, target, batch, rewrites[target])
 
 
 def _probe(model: "nn.Module", images: "LabelledImages", record: "ModelRecord") -> "Probe":

@@ -45,6 +45,17 @@ COMMON: tuple[Rewrite, ...] = (
     ConstantTokens(),
 )
 
+TFLITE_REPEATS: tuple[Rewrite, ...] = (*COMMON, BatchHeads(), RepeatChannels(), RepeatRows())
+TFLITE_SHAPES: tuple[Rewrite, ...] = (
+    MergeGroups(),
+    BlockShuffles(),
+    SplitLayerNorm(),
+    RowSlopes(),
+    WideSoftmax(),
+    HeadViews(),
+)
+"""What float and int8 kernels share, before and after what depends on the width of their tiles."""
+
 REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     "onnx": (
         *(*COMMON, BatchHeads(), FlattenHead()),
@@ -52,9 +63,8 @@ REWRITES: dict[Target, tuple[Rewrite, ...]] = {
     ),
     "coreml": (*COMMON, DenseShuffles(), NeuralEngine()),
     "tflite": (
-        *(*COMMON, BatchHeads(), RepeatChannels(), RepeatRows(), SplitRepeats()),
-        *(PadHidden(TILE, grouped=False), FillTiles(), MergeGroups(), BlockShuffles()),
-        *(SplitLayerNorm(), RowSlopes(), WideSoftmax(), HeadViews()),
+        *(*TFLITE_REPEATS, SplitRepeats(), PadHidden(TILE, grouped=False), FillTiles()),
+        *TFLITE_SHAPES,
     ),
 }
 

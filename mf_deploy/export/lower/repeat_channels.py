@@ -57,10 +57,8 @@ class RepeatedDepthwise(nn.Module):
         self.conv.bias = nn.Parameter(conv.bias[order], requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        if channels >= MIN_ROW or self.times < MIN_COPIES:
-            return self.conv(repeat(x, self.times))
-        return self.conv(repeat(x.flatten(2), self.times).view(batch, -1, height, width))
+        as_it_lies = x.shape[1] >= MIN_ROW or self.times < MIN_COPIES
+        return self.conv((repeat if as_it_lies else repeat_planes)(x, self.times))
 
 
 def repeat(x: Tensor, times: int, axis: int = 1) -> Tensor:
@@ -69,6 +67,16 @@ def repeat(x: Tensor, times: int, axis: int = 1) -> Tensor:
         return torch.cat([x] * times, dim=axis)
     half = repeat(x, times // 2, axis)
     return torch.cat([half, half] if times % 2 == 0 else [half, half, x], dim=axis)
+
+
+def repeat_planes(x: Tensor, times: int) -> Tensor:
+    """``times`` copies of the whole planes of (N, C, H, W)."""
+    return repeat(x.flatten(2), times).unflatten(2, x.shape[2:])
+
+
+def repeat_rows(x: Tensor, times: int) -> Tensor:
+    """``times`` copies of each pixel's channels side by side, in NHWC; (N, C, H, W) in and out."""
+    return repeat(x.permute(0, 2, 3, 1), times, axis=-1).permute(0, 3, 1, 2)
 
 
 def channel_order(conv: nn.Conv2d) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
-from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise, repeat
+from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise, repeat_rows
 
 MIN_ROW = 16
 
@@ -27,4 +27,4 @@ class RowRepeatedDepthwise(RepeatedDepthwise):
     """``RepeatedDepthwise`` that spells its layout out."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(repeat(x.permute(0, 2, 3, 1), self.times, axis=-1).permute(0, 3, 1, 2))
+        return self.conv(repeat_rows(x, self.times))

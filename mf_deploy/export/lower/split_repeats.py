@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatMobileFormer, FlatPlainBlock
 from mf_deploy.export.lower.graph import DeployGraph, Rewrite
-from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise, repeat
+from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise, repeat_planes, repeat_rows
 from mf_deploy.export.lower.repeat_rows import RowRepeatedDepthwise
 
 PARTS = 3
@@ -85,7 +85,4 @@ class SplitDepthwise(nn.Module):
     def _copies(self, x: Tensor) -> Tensor:
         if self.times == 1:
             return x
-        if self.rows:
-            return repeat(x.permute(0, 2, 3, 1), self.times, axis=-1).permute(0, 3, 1, 2)
-        batch, _, height, width = x.shape
-        return repeat(x.flatten(2), self.times).view(batch, -1, height, width)
+        return (repeat_rows if self.rows else repeat_planes)(x, self.times)
