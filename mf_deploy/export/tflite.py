@@ -23,7 +23,7 @@ from mf_deploy.export.target import (
     WrittenModel,
 )
 from mf_deploy.export.tflite_graph import TfliteGraph
-from mf_deploy.export.tflite_padding import pad_each_reader
+from mf_deploy.export.tflite_peephole import keep_products, pad_each_reader, skip_transpositions
 from mf_deploy.export.tflite_quantize import observed_tensors
 from mf_deploy.export.tflite_quantizer import BEST_RANGES, TfliteQuantizer
 from mf_deploy.export.tflite_ranges import observe
@@ -129,6 +129,8 @@ def convert(graph: DeployGraph, options: ExportOptions) -> bytes:
             "Replace the operation named here, or export to another target.",
         ) from error
     pad_each_reader(tflite)
+    skip_transpositions(tflite)
+    keep_products(tflite)
     tflite.shorten_names()
     return tflite.serialize()
 

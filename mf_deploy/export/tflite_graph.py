@@ -118,6 +118,12 @@ class TfliteGraph:
         operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         return operator
 
+    def product_options(self, transposed: bool) -> tuple[int, Any]:
+        """Type and value of the options of a BATCH_MATMUL, perhaps with its second operand transposed."""
+        options = self._schema.BatchMatMulOptionsT()
+        options.adjY = transposed
+        return self._schema.BuiltinOptions.BatchMatMulOptions, options
+
     def opcode(self, kind: str) -> int:
         """Index of the operator code of ``kind``, added to the model where it is missing."""
         for index, code in enumerate(self.content.operatorCodes):

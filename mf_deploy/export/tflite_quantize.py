@@ -1,5 +1,6 @@
 """Int8 in a float TFLite model: which tensors become codes, and where they turn back into floats."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,11 +24,6 @@ WEIGHT_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 
 MOVERS = ("PAD", "CONCATENATION", "RESHAPE", "TRANSPOSE", "SLICE", "MAX_POOL_2D")
 """Operators that only move codes about: their output has the scale of their input."""
-
-SMALL_GROUP = 8
-"""Input channels of a group below which a grouped 1×1 convolution costs less as a dense one with zeros
-between the groups (the 26M on cortex-a76: 0.48 M for 0.66 M instructions at 6 channels, but 0.20 M for
-0.15 M at 36)."""
 
 LEVELS, LOWEST, HIGHEST = 255, -128, 127
 BIAS_LIMIT = 2.0**30
@@ -144,9 +140,10 @@ class Quantization:
         chosen = int8_operators(graph, static)
         self.source = sources(graph)
         outputs = {int(index) for operator in graph.operators for index in operator.outputs}
+        self.readers = Counter(int(index) for operator in graph.operators for index in operator.inputs)
         self.floats = set(range(len(graph.tensors))) - outputs
         for position, operator in enumerate(graph.operators):
-            if position in chosen:
+            if position in chosen or self._reshapes_codes(operator):
                 self._to_codes(operator, position in static)
             else:
                 self._keep(operator, self.treatments.get(position))
@@ -156,6 +153,16 @@ class Quantization:
         for index in graph.main.outputs:
             self._float(int(index))
         graph.main.operators = self.written
+
+    def _reshapes_codes(self, operator: Any) -> bool:
+        """Whether codes change their shape here that nobody else reads, and become floats afterwards.
+
+        XNNPACK reshapes in place between one writer and one reader; of the floats there may be more.
+        """
+        read, made = int(operator.inputs[0]), int(operator.outputs[0])
+        if self.graph.kind(operator) != "RESHAPE" or read in self.floats or made in self.graph.main.outputs:
+            return False
+        return self.readers[read] == 1
 
     def _keep(self, operator: Any, treatment: Treatment | None) -> None:
         """A float operator, perhaps with int8 weights."""
@@ -207,28 +214,12 @@ class Quantization:
         input_scale = float(graph.tensors[int(inputs[0])].quantization.scale[0])
         bias = graph.constant(int(inputs[2])) if len(inputs) > 2 else None
         least = np.zeros(1) if bias is None else np.abs(bias) / (input_scale * BIAS_LIMIT)
-        source = self._merged_groups(operator)
-        inputs[1] = self._weights(source, WEIGHT_AXIS[graph.kind(operator)], least)
+        inputs[1] = self._weights(int(inputs[1]), WEIGHT_AXIS[graph.kind(operator)], least)
         if bias is not None:
             scales = graph.tensors[int(inputs[1])].quantization.scale.astype(np.float64) * input_scale
             steps = np.rint(bias / scales).astype(np.int32)
             name = self._name(int(inputs[2]))
             inputs[2] = graph.add_constant(name, steps, graph.quantization(scales))
-
-    def _merged_groups(self, operator: Any) -> int:
-        """The operator's float weights, dense instead of grouped where the groups are small."""
-        graph, tensor = self.graph, int(operator.inputs[1])
-        weights, channels = graph.constant(tensor), graph.shape(int(operator.inputs[0]))[-1]
-        assert weights is not None
-        rows, columns = weights.shape[0], weights.shape[-1]
-        grouped = graph.kind(operator) == "CONV_2D" and weights.shape[1:3] == (1, 1) and columns < channels
-        if not grouped or columns >= SMALL_GROUP:
-            return tensor
-        groups = channels // columns
-        dense = np.zeros((groups, rows // groups, 1, 1, groups, columns), np.float32)
-        each = range(groups)
-        dense[each, ..., each, :] = weights.reshape(groups, rows // groups, 1, 1, columns)
-        return graph.add_constant(self._name(tensor), dense.reshape(rows, 1, 1, channels))
 
     def _weights(self, tensor: int, axis: int, least: np.ndarray | None = None) -> int:
         """The constant as int8 codes with a scale per output channel, none below ``least``."""

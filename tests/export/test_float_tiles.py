@@ -1,8 +1,5 @@
 """The rewrites that fill the tiles of float kernels and spare their copies."""
 
-from collections import Counter
-
-import numpy as np
 import pytest
 import torch
 from test_lower_tflite import lowered, model_of, record_of
@@ -12,15 +9,12 @@ from mf_deploy.export.lower import REWRITES, lower, reference_graph
 from mf_deploy.export.lower.block_shuffles import BlockShuffle
 from mf_deploy.export.lower.fill_tiles import FilledConv2d
 from mf_deploy.export.lower.flatten_tokens import FlatBlock, FlatPlainBlock
-from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.lower.head_views import HeadViewsBlock
 from mf_deploy.export.lower.integer import INTEGER_REWRITES, WEIGHT_REWRITES
 from mf_deploy.export.lower.merge_groups import TILE
 from mf_deploy.export.lower.repeat_channels import RepeatedDepthwise
 from mf_deploy.export.lower.split_repeats import PARTS, SplitDepthwise
 from mf_deploy.export.module_paths import weighted_modules
-from mf_deploy.export.target import ExportOptions
-from mf_deploy.export.tflite_graph import TfliteGraph
 from mf_deploy.models import load_model
 
 NEW = ("SplitRepeats", "PadHidden", "FillTiles", "BlockShuffles", "HeadViews")
@@ -123,29 +117,3 @@ def test_maps_stay_in_rows_behind_the_first_block(variant: str) -> None:
     assert isinstance(features[0], FlatPlainBlock)
     assert all(isinstance(each, HeadViewsBlock) for each in features[1:])
     assert [each.takes_rows for each in features[1:]] == [variant == "294m", *[False] * (len(features) - 2)]
-
-
-@pytest.mark.slow
-def test_every_convolution_has_a_padding_of_its_own() -> None:
-    """XNNPACK leaves out a PAD that one convolution alone reads; the converter merges equal ones."""
-    pytest.importorskip("litert_torch")
-    from ai_edge_litert.interpreter import Interpreter
-
-    from mf_deploy.export.tflite import convert
-
-    source = RepeatedDepthwise(nn.Conv2d(3, 18, 3, 2, 1, groups=3))
-    network = SplitDepthwise(source, nn.Identity()).eval()
-    graph = DeployGraph(network, record_of("mobile_former_26m", 8))
-    content = convert(graph, ExportOptions())
-    tflite = TfliteGraph(content)
-    pads = [int(each.outputs[0]) for each in tflite.operators if tflite.kind(each) == "PAD"]
-    read = Counter(int(index) for each in tflite.operators for index in each.inputs)
-    assert len(pads) == PARTS
-    assert [read[pad] for pad in pads] == [1] * PARTS
-    interpreter = Interpreter(model_content=content)
-    interpreter.allocate_tensors()
-    images = graph.example()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images.permute(0, 2, 3, 1).numpy())
-    interpreter.invoke()
-    actual = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    np.testing.assert_allclose(actual, network(images).detach().numpy(), rtol=1e-5, atol=1e-5)

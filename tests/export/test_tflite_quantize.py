@@ -130,6 +130,38 @@ def test_a_sum_between_convolutions_stays_in_codes(
     assert relative_error(actual, expected_logits(residual, pictures)) <= 0.05
 
 
+class Widened(nn.Module):
+    """A map multiplied four positions at a time, by two rows of factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, CLASSES, 1)
+        self.register_buffer("factors", torch.linspace(-1, 1, 64).view(2, 32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.first(images).permute(0, 2, 3, 1)
+        wide = rows.reshape(*rows.shape[:2], -1, 32)
+        low, high = self.factors
+        wider = torch.maximum(low * wide, high * wide)
+        return self.last(wider.reshape(rows.shape).permute(0, 3, 1, 2)).mean((2, 3))
+
+
+def test_codes_are_reshaped_before_they_become_floats(
+    graph: DeployGraph, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        widened = replace(graph, module=Widened().eval().requires_grad_(False))
+    policy = QuantPolicy("w8a8")
+    quantizer = TfliteExporter().quantizer(widened, policy, FLOAT, lambda: iter(np.split(pictures, 16)))
+    quantizer.write(policy.plan_for("widened"), tmp_path)
+
+    found = kinds(tmp_path / MODEL_FILE)
+    assert found[:4] == ["QUANTIZE", "CONV_2D", "RESHAPE", "DEQUANTIZE"]
+    actual = run_file(tmp_path / MODEL_FILE, model_input(pictures, graph, FLOAT))
+    assert relative_error(actual, expected_logits(widened, pictures)) <= 0.05
+
+
 def test_a_plan_is_what_the_file_holds(
     graph: DeployGraph, float_model: bytes, observed: Observed, pictures: np.ndarray, tmp_path: Path
 ) -> None:

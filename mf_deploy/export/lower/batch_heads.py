@@ -44,12 +44,6 @@ def join_heads(tokens: Tensor) -> Tensor:
     return tokens.transpose(-2, -3).flatten(-2)
 
 
-def softmax_over_tokens(scores: Tensor) -> Tensor:
-    """Softmax along the axis before the last one, step by step."""
-    exp = (scores - scores.amax(-2, keepdim=True)).exp()
-    return exp / exp.sum(-2, keepdim=True)
-
-
 class BatchedMobileToFormer(FlatMobileToFormer):
     """``FlatMobileToFormer`` with both heads in one product."""
 
@@ -85,6 +79,11 @@ class BatchedFormerToMobile(FlatFormerToMobile):
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         key, value, heads = self.k(tokens), self.proj(tokens), map_heads(x)
-        weights = softmax_over_tokens(token_heads(key, BRIDGE_HEADS) @ heads)
+        weights = self.softmax(token_heads(key, BRIDGE_HEADS) @ heads)
         attended = token_heads(value, BRIDGE_HEADS).transpose(-1, -2) @ weights
         return (heads + attended).flatten(-3, -2)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Over the tokens of (…, T, HW), along the axis before the last one, step by step."""
+        exp = (scores - scores.amax(-2, keepdim=True)).exp()
+        return exp / exp.sum(-2, keepdim=True)

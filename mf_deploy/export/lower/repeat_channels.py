@@ -56,9 +56,18 @@ class RepeatedDepthwise(nn.Module):
         self.conv.weight = nn.Parameter(conv.weight[order], requires_grad=False)
         self.conv.bias = nn.Parameter(conv.bias[order], requires_grad=False)
 
+    @property
+    def inputs(self) -> int:
+        """Channels before the repeat."""
+        return self.conv.in_channels // self.times
+
+    @property
+    def copies_planes(self) -> bool:
+        """Whether it is cheaper to copy whole planes than what lies there."""
+        return self.inputs < MIN_ROW and self.times >= MIN_COPIES
+
     def forward(self, x: Tensor) -> Tensor:
-        as_it_lies = x.shape[1] >= MIN_ROW or self.times < MIN_COPIES
-        return self.conv((repeat if as_it_lies else repeat_planes)(x, self.times))
+        return self.conv((repeat_planes if self.copies_planes else repeat)(x, self.times))
 
 
 def repeat(x: Tensor, times: int, axis: int = 1) -> Tensor:

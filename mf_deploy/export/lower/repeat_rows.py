@@ -17,7 +17,7 @@ class RepeatRows(Rewrite):
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
         found = [module for module in graph.module.modules() if type(module) is RepeatedDepthwise]
-        found = [module for module in found if module.conv.in_channels // module.times >= MIN_ROW]
+        found = [module for module in found if module.inputs >= MIN_ROW]
         for module in found:
             module.__class__ = RowRepeatedDepthwise
         return graph.rewritten(self.name, graph.module) if found else graph
