@@ -10,13 +10,16 @@ from mf_deploy.calibration.sensitivity import Sensitivity, UnitSensitivity
 from mf_deploy.quantization import Precision, QuantPlan
 
 Objective = Literal["arm", "size", "npu"]
-"""What the plan should cost least: ARM instructions (an int8 multiply-add takes a quarter of a float one),
-bytes (int8 weights cost nothing either way), or work outside an NPU (each float part is one more island)."""
+"""What the plan should cost least: ARM instructions (as counted, or else multiply-adds), bytes (int8 weights
+cost nothing either way), or work outside an NPU (each float part is one more island)."""
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 FALLBACK: Precision = "w8"
 """What a part gets that may not be int8: its weights keep their size, its arithmetic is float."""
+
+NOTICEABLE = 0.01
+"""Of all instructions: what a part must save in float to leave int8 whatever the budget."""
 
 
 class Verdict(Protocol):
@@ -45,13 +48,26 @@ class SearchResult(Record):
     steps: list[SearchStep]
 
 
-def rank(units: list[UnitSensitivity], objective: Objective) -> list[str]:
+def rank(sensitivity: Sensitivity, objective: Objective) -> list[str]:
     """Units in the order in which they leave int8: the most noise for the least cost first."""
+    cheaper = cheaper_in_float(sensitivity, objective)
 
-    def gain(unit: UnitSensitivity) -> float:
-        return unit.noise / max(unit.macs, 1) if objective == "arm" else unit.noise
+    def gain(unit: UnitSensitivity) -> tuple[bool, float]:
+        cost = unit.macs if unit.arm_cost is None else unit.arm_cost
+        return unit.unit in cheaper, unit.noise / max(cost, 1) if objective == "arm" else unit.noise
 
-    return [unit.unit for unit in sorted(units, key=gain, reverse=True) if unit.noise > 0]
+    leaving = [unit for unit in sensitivity.units if unit.noise > 0]
+    return [unit.unit for unit in sorted(leaving, key=gain, reverse=True)]
+
+
+def cheaper_in_float(sensitivity: Sensitivity, objective: Objective) -> set[str]:
+    """Units that int8 makes noisy and slow: without it an inference takes noticeably fewer instructions."""
+    if objective != "arm" or sensitivity.arm_instructions is None:
+        return set()
+    limit = -NOTICEABLE * sensitivity.arm_instructions
+    return {
+        u.unit for u in sensitivity.units if u.noise > 0 and u.arm_cost is not None and u.arm_cost < limit
+    }
 
 
 def search_plan(
@@ -59,13 +75,14 @@ def search_plan(
 ) -> SearchResult:
     """The plan with the fewest ranked units in float that keeps the budget.
 
-    The number of units in float is doubled until the judge is content, then halved in on: about
-    2·log₂(units) plans are judged. Where none is good enough, the result is the one with the best SQNR.
+    Units that are cheaper in float are there in any case. The number of the others is doubled
+    until the judge is content, then halved in on: about 2·log₂(units) plans are judged. Where none is good
+    enough, the result is the one with the best SQNR.
 
     Args:
         judge: says whether a plan keeps the accuracy budget, on images that calibration has not seen.
     """
-    ranked = rank(sensitivity.units, objective)
+    ranked = rank(sensitivity, objective)
     everything = QuantPlan.uniform(sensitivity.model, "int8")
     judged: dict[int, SearchStep] = {}
 
@@ -80,7 +97,8 @@ def search_plan(
             )
         return judged[count].passed
 
-    good, bad = 0, -1
+    good = len(cheaper_in_float(sensitivity, objective))
+    bad = good - 1
     while not passes(good):
         bad = good
         if good == len(ranked):

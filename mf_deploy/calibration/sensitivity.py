@@ -25,6 +25,9 @@ class UnitSensitivity(Record):
     macs: int = Field(description="its multiply-adds of one inference")
     sqnr_db: float = Field(description="of the logits against the float model")
     agreement: float = Field(description="fraction of images with the same top-1 as the float model")
+    arm_cost: int | None = Field(
+        None, description="ARM instructions that an inference takes more with this part out of int8"
+    )
 
     @property
     def noise(self) -> float:
@@ -39,6 +42,7 @@ class Sensitivity(Record):
     model: str
     target: Target
     images: int
+    arm_instructions: int | None = Field(None, description="of one inference with every part in int8")
     units: list[UnitSensitivity]
 
 

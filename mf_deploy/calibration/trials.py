@@ -23,11 +23,16 @@ class Trials:
     quantizer: Quantizer
 
     @contextmanager
-    def opened(self, plan: QuantPlan) -> Iterator[tuple[Artifact, Session]]:
+    def written(self, plan: QuantPlan) -> Iterator[Artifact]:
         """The model quantized by ``plan``, in a folder that is gone afterwards."""
         with tempfile.TemporaryDirectory(prefix="mf-quantize-") as scratch:
             folder = Path(scratch)
             written = self.quantizer.write(plan, folder)
             manifest = describe(folder, self.exporter, self.graph, "mixed", written, counted=False)
-            artifact = Artifact(folder, manifest)
+            yield Artifact(folder, manifest)
+
+    @contextmanager
+    def opened(self, plan: QuantPlan) -> Iterator[tuple[Artifact, Session]]:
+        """The same, in its runtime."""
+        with self.written(plan) as artifact:
             yield artifact, open_session(artifact)

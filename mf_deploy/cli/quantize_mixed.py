@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mf_deploy.export import ExportOptions, Probe
     from mf_deploy.export.lower import DeployGraph
     from mf_deploy.quantization import QuantPlan, QuantPolicy
+    from mf_deploy.runtimes.arm.lab import Lab
 
 PLANS_FOLDER = "plans"
 DEFAULT_MAX_DROP = 0.5
@@ -83,6 +84,7 @@ def search_and_write(
         the artifact, and whether it keeps the budget.
     """
     from mf_deploy.artifact import write_whole
+    from mf_deploy.calibration.cost import instructions, with_costs
     from mf_deploy.calibration.search import search_plan
     from mf_deploy.calibration.trials import Trials
     from mf_deploy.data import open_images
@@ -96,6 +98,10 @@ def search_and_write(
         calibrated = calibrate(graph, target, images, policy, options)
     trials = Trials(calibrated.exporter, graph, calibrated.quantizer)
     sensitivity = _measure(trials, images, probe, target)
+    lab = _lab_for(target) if budget.objective == "arm" else None
+    if lab:
+        with progress_bar(f"ARM instructions of {target}") as progress:
+            sensitivity = with_costs(sensitivity, trials, lab, progress)
     plans.mkdir(exist_ok=True)
     write_whole(plans / f"{target}-sensitivity.json", sensitivity.model_dump_json(indent=2).encode())
     _print_sensitivity(sensitivity)
@@ -118,12 +124,28 @@ def search_and_write(
     result = search_plan(sensitivity, judge_aloud, budget.objective)
     if not result.passed:
         out = out.with_name(f"{out.name}-over-budget")
+    if lab and sensitivity.arm_instructions:
+        taken, in_int8 = instructions(trials, result.plan, lab), sensitivity.arm_instructions
+        click.echo(
+            f"{target}: {taken / 1e6:.2f} M ARM instructions, {in_int8 / 1e6:.2f} M all in int8", err=True
+        )
     write_whole(plans / f"{out.name}.json", result.plan.model_dump_json(indent=2).encode())
     with working(f"Writing {out.name}"):
         artifact = write_quantized(calibrated, result.plan, policy.scheme, out, probe, force)
     if not result.passed:
         _print_failure(artifact, budget, result, judged)
     return artifact, result.passed
+
+
+def _lab_for(target: "Target") -> "Lab | None":
+    """The ARM lab to count instructions in; without one, says how costs are judged."""
+    from mf_deploy.runtimes.arm.lab import find_lab
+
+    lab = None if target == "coreml" else find_lab()
+    if lab is None:
+        why = "Core ML has no engine there" if target == "coreml" else "mf-deploy setup arm prepares it"
+        click.echo(f"{target}: costs are multiply-adds; no ARM instructions counted ({why})", err=True)
+    return lab
 
 
 def _refuse_shared(images: "LabelledImages", judged_on: "LabelledImages") -> None:
@@ -152,10 +174,12 @@ def _print_sensitivity(sensitivity: "Sensitivity") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, title=f"Alone in int8 ({sensitivity.images} images)")
-    for heading in ("unit", "MACs M", "SQNR dB", "agreement"):
+    costs = [] if sensitivity.arm_instructions is None else ["out: ARM k"]
+    for heading in ("unit", "MACs M", "SQNR dB", "agreement", *costs):
         table.add_column(heading, justify="left" if heading == "unit" else "right")
     for unit in sensitivity.units[:SHOWN_UNITS]:
-        table.add_row(unit.unit, f"{unit.macs / 1e6:.2f}", f"{unit.sqnr_db:.1f}", f"{unit.agreement:.1%}")
+        row = [unit.unit, f"{unit.macs / 1e6:.2f}", f"{unit.sqnr_db:.1f}", f"{unit.agreement:.1%}"]
+        table.add_row(*row, *([] if unit.arm_cost is None else [f"{unit.arm_cost / 1000:+.0f}"]))
     console().print(table)
 
 

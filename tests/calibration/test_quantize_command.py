@@ -47,6 +47,10 @@ def test_a_mixed_plan_is_found_kept_and_replayed(digits: Path) -> None:
     found = Artifact.open(digits / "run/onnx-mixed")
     plans = digits / "run/plans"
     assert json.loads((plans / "onnx-mixed.json").read_text())["modules"] == found.manifest.plan
+    sensitivity = json.loads((plans / "onnx-sensitivity.json").read_text())
+    counted = "costs are multiply-adds" not in done.stderr
+    assert ("M ARM instructions" in done.stderr) is counted
+    assert all((unit["arm_cost"] is not None) is counted for unit in sensitivity["units"])
     assert 'class="bar"' in (plans / "onnx-sensitivity.html").read_text()
     replayed = quantize(digits, "--plan", str(plans / "onnx-mixed.json"), "--force")
     assert replayed.returncode == 0, replayed.stderr
@@ -57,7 +61,7 @@ def test_a_mixed_plan_is_found_kept_and_replayed(digits: Path) -> None:
 @pytest.mark.slow
 def test_a_budget_that_cannot_be_met_keeps_the_best_apart(digits: Path) -> None:
     budget = ("--data", str(digits / "digits/held-out"), "--min-agreement", "100")
-    done = quantize(digits, "--scheme", "mixed", *budget, "--limit", "20")
+    done = quantize(digits, "--scheme", "mixed", *budget, "--limit", "20", "--objective", "npu")
     assert done.returncode == 1, done.stderr
     assert "cannot be met" in done.stderr
     assert not (digits / "run/onnx-mixed").exists()

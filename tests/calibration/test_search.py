@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mf_deploy.calibration.search import rank, search_plan
+from mf_deploy.calibration.search import Objective, rank, search_plan
 from mf_deploy.calibration.sensitivity import Sensitivity, UnitSensitivity
 from mf_deploy.quantization import QuantPlan
 
@@ -62,9 +62,38 @@ def test_nothing_leaves_int8_without_need() -> None:
     assert len(result.steps) == 1
 
 
+def of_units(*units: UnitSensitivity, arm_instructions: int | None = None) -> Sensitivity:
+    return SENSITIVITY.model_copy(update={"units": list(units), "arm_instructions": arm_instructions})
+
+
 def test_arm_prefers_to_give_up_cheap_parts() -> None:
     cheap = UnitSensitivity(unit="cheap", macs=10, sqnr_db=30, agreement=1)
     dear = UnitSensitivity(unit="dear", macs=1_000_000, sqnr_db=28, agreement=1)
     silent = UnitSensitivity(unit="silent", macs=10, sqnr_db=120, agreement=1)
-    assert rank([cheap, dear, silent], "arm") == ["cheap", "dear"]
-    assert rank([cheap, dear, silent], "npu") == ["dear", "cheap"]
+    assert rank(of_units(cheap, dear, silent), "arm") == ["cheap", "dear"]
+    assert rank(of_units(cheap, dear, silent), "npu") == ["dear", "cheap"]
+
+
+def counted(unit: str, sqnr_db: float, arm_cost: int) -> UnitSensitivity:
+    return UnitSensitivity(unit=unit, macs=10, sqnr_db=sqnr_db, agreement=1, arm_cost=arm_cost)
+
+
+COUNTED = of_units(
+    counted("few", 30, 100),
+    counted("many", 28, 10_000),
+    counted("cheaper", 60, -2_000),
+    counted("same", 62, -10),
+    arm_instructions=100_000,
+)
+
+
+def test_counted_instructions_decide_for_arm() -> None:
+    assert rank(COUNTED, "arm") == ["cheaper", "few", "same", "many"]
+    assert rank(COUNTED, "npu") == ["many", "few", "cheaper", "same"]
+
+
+@pytest.mark.parametrize(("objective", "in_float"), [("arm", ["cheaper"]), ("size", []), ("npu", [])])
+def test_what_is_cheaper_in_float_is_there_in_any_case(objective: Objective, in_float: list[str]) -> None:
+    result = search_plan(COUNTED, lambda plan: Verdict(True, 40), objective)
+    assert [step.in_float for step in result.steps] == [in_float]
+    assert [path for path in result.plan.modules if path] == in_float

@@ -96,6 +96,14 @@ def open_lab() -> Lab:
     return Lab(folder)
 
 
+def find_lab() -> Lab | None:
+    """The same; None where there is none."""
+    try:
+        return open_lab()
+    except MfDeployError:
+        return None
+
+
 def _installed_wheels() -> dict[str, str]:
     """Version of numpy and of each installed engine, so that both sides run the same code."""
     found = {}
