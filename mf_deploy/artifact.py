@@ -192,7 +192,7 @@ class Artifact:
         Raises:
             MfDeployError: not an artifact, an invalid manifest, or a file that is missing or changed.
         """
-        fix = "Export it again with mf-export --force."
+        fix = "Remove it, or make it again with mf-export or mf-quantize, and --force."
         manifest = read_record(folder / MANIFEST_NAME, Manifest, fix)
         root = folder.resolve()
         for file in manifest.files:
@@ -279,6 +279,7 @@ def whole_folder(final: Path, force: bool) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         if final.exists():
+            check_writable(final, force)  # another process may have been quicker
             final.rename(old)
         temporary.rename(final)
     except OSError as error:

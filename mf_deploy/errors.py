@@ -3,6 +3,7 @@
 BAD_INPUT = 2
 MISSING_TOOL = 3
 GATE_FAILED = 1
+MAX_LISTED = 20
 
 
 class MfDeployError(Exception):
@@ -22,7 +23,8 @@ def nearest(word: str, choices: list[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(choices)}."
+    listed = ", ".join(choices[:MAX_LISTED]) + (", …" if len(choices) > MAX_LISTED else "")
+    return f"Did you mean {close[0]}?" if close else f"Choose one of: {listed}."
 
 
 def require(module: str, extra: str) -> None:

@@ -1,6 +1,6 @@
 """What it costs to take a part of a model out of int8: ARM instructions, counted one part at a time."""
 
-from mf_deploy.calibration.search import FALLBACK
+from mf_deploy.calibration.search import fallback
 from mf_deploy.calibration.sensitivity import Progress, Sensitivity
 from mf_deploy.calibration.trials import Trials
 from mf_deploy.quantization import QuantPlan
@@ -19,10 +19,11 @@ def with_costs(sensitivity: Sensitivity, trials: Trials, lab: Lab, progress: Pro
     """
     everything = QuantPlan.uniform(sensitivity.model, "int8")
     units, counted = sensitivity.units, []
+    instead = fallback(sensitivity.target, "arm")
     all_int8 = instructions(trials, everything, lab)
     for done, unit in enumerate(units, start=1):
         progress(done, len(units) + 1)
-        without = instructions(trials, everything.with_precision([unit.unit], FALLBACK), lab)
+        without = instructions(trials, everything.with_precision([unit.unit], instead), lab)
         counted.append(unit.model_copy(update={"arm_cost": without - all_int8}))
     progress(len(units) + 1, len(units) + 1)
     return sensitivity.model_copy(update={"units": counted, "arm_instructions": all_int8})

@@ -20,8 +20,10 @@ def implausible(images: LabelledImages, preprocessing: Preprocessing) -> list[st
     if not len(pictures):
         return []
     found = []
-    if len(images) < FEW_IMAGES:
-        found.append(f"only {len(images)} calibration images: the ranges of activations need more, e.g. 256")
+    if len(pictures) < FEW_IMAGES:
+        found.append(
+            f"only {len(pictures)} calibration images: the ranges of activations need more, e.g. 256"
+        )
     red, _, blue = (pictures.astype(np.float64).mean((0, 1, 2)) / 255).tolist()
     if len(pictures) >= FEW_IMAGES and blue > red + BLUE_OVER_RED:
         found.append(

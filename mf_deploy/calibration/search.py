@@ -5,7 +5,7 @@ from typing import Literal, Protocol, get_args
 
 from pydantic import Field
 
-from mf_deploy.artifact import Record
+from mf_deploy.artifact import Record, Target
 from mf_deploy.calibration.sensitivity import Sensitivity, UnitSensitivity
 from mf_deploy.quantization import Precision, QuantPlan
 
@@ -15,8 +15,14 @@ cost nothing either way), or work outside an NPU (each float part is one more is
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
-FALLBACK: Precision = "w8"
-"""What a part gets that may not be int8: its weights keep their size, its arithmetic is float."""
+
+def fallback(target: Target, objective: Objective) -> Precision:
+    """What a part gets that may not be int8: float arithmetic, and weights that keep their size.
+
+    Except for instructions on ONNX Runtime, which turns int8 weights into floats again for every inference.
+    """
+    return "fp32" if (target, objective) == ("onnx", "arm") else "w8"
+
 
 NOTICEABLE = 0.01
 """Of all instructions: what a part must save in float to leave int8 whatever the budget."""
@@ -84,10 +90,11 @@ def search_plan(
     """
     ranked = rank(sensitivity, objective)
     everything = QuantPlan.uniform(sensitivity.model, "int8")
+    instead = fallback(sensitivity.target, objective)
     judged: dict[int, SearchStep] = {}
 
     def plan_of(count: int) -> QuantPlan:
-        return everything.with_precision(sorted(ranked[:count]), FALLBACK)
+        return everything.with_precision(sorted(ranked[:count]), instead)
 
     def passes(count: int) -> bool:
         if count not in judged:

@@ -13,7 +13,7 @@ from mf_deploy.cli.bench_job import Job
 from mf_deploy.cli.bench_options import Duration, Threads, protocol_of
 from mf_deploy.cli.bench_table import notes, print_table, ratio_lines
 from mf_deploy.cli.command import run_command
-from mf_deploy.errors import MfDeployError
+from mf_deploy.errors import MISSING_TOOL, MfDeployError
 
 if TYPE_CHECKING:
     from mf_deploy.artifact import Artifact, Record
@@ -167,7 +167,7 @@ def bench(
     print_table(reports, to_stderr)
     for line in [*ratio_lines(job.ratios), *notes(reports)]:
         click.echo(line, err=to_stderr)
-    return max(job.exit_codes, default=0)
+    return max(job.exit_codes, default=0 if any(report.measurement for report in reports) else MISSING_TOOL)
 
 
 def _open_app(device_name: str, accelerator: str | None, cores: str | None) -> "Device":

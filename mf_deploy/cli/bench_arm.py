@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mf_deploy.cli.bench import write_json
-from mf_deploy.errors import MfDeployError
+from mf_deploy.errors import MISSING_TOOL, MfDeployError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def count_all(
             _print_operators(out, report, report.operators)
     for line in _notes(reports):
         _line(out, line)
-    return max(job.exit_codes, default=0)
+    return max(job.exit_codes, default=0 if any(report.instructions for report in reports) else MISSING_TOOL)
 
 
 class _Job:
@@ -123,11 +123,14 @@ def _print_operators(
 
 def _notes(reports: "list[InstructionReport]") -> list[str]:
     engines = {f"{report.engine.name} {report.engine.version}" for report in reports if report.engine}
+    reasons = [f"{report.artifact}: not run: {report.not_run}" for report in reports if report.not_run]
     first = reports[0]
+    if not engines:
+        return reasons
     return [
-        *(f"{report.artifact}: not run: {report.not_run}" for report in reports if report.not_run),
+        *reasons,
         f"Instructions of one inference on {first.device}, emulated by {first.emulator}, 1 thread,"
-        f" {', '.join(sorted(engines)) or 'no engine'}: the median of {max(len(r.totals) for r in reports)}"
+        f" {', '.join(sorted(engines))}: the median of {max(len(r.totals) for r in reports)}"
         " after the first.",
         "Instructions are work, not time: how long they take is for a phone to say.",
     ]

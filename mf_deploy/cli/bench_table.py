@@ -98,6 +98,8 @@ WORTH = {
 def notes(reports: "list[LatencyReport]") -> list[str]:
     """What could not be run, and where, how and with what the others were."""
     reasons = dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run)
+    if not any(report.measurement for report in reports):
+        return list(reasons)
     first, protocol = reports[0], reports[0].protocol
     device = first.device
     engines = {

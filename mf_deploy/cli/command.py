@@ -93,11 +93,12 @@ class Triple(click.ParamType):
         return numbers
 
 
-def console() -> "Console":
-    """Where tables go: standard output, wide enough for them when it is a file or a pipe."""
+def console(stderr: bool = False) -> "Console":
+    """Where tables go: standard output (or error), wide enough for them when it is a file or a pipe."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+    on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if on_terminal else PIPED_WIDTH)
 
 
 @contextmanager

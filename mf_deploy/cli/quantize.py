@@ -13,9 +13,11 @@ from mf_deploy.errors import MfDeployError
 if TYPE_CHECKING:
     from torch import nn
 
+    from mf_deploy.artifact import Target
     from mf_deploy.data import LabelledImages
     from mf_deploy.export import Probe
     from mf_deploy.models.stored import ModelRecord
+    from mf_deploy.quantization import QuantPolicy
 
 EPILOG = """\b
 Examples:
@@ -61,9 +63,7 @@ INTERFACES = ("float", "uint8", "int8")
 @click.option(
     "--objective",
     type=Name("objective", ("arm", "size", "npu")),
-    default="arm",
-    show_default=True,
-    help="What a mixed plan should cost least: ARM instructions, bytes, parts outside an NPU.",
+    help="What a mixed plan should cost least: ARM instructions (the default), bytes, parts outside an NPU.",
 )
 @click.option("--report", is_flag=True, help="Also draw what int8 costs each part: RUN/plans/*.html.")
 @click.option(
@@ -107,10 +107,10 @@ def command(
     int8 except where --max-drop points of accuracy would be lost on --data; the plan found is kept in
     RUN/plans/, can be edited, and is used again with --plan. Writes RUN/TARGET-SCHEME/.
     """
-    from mf_deploy.artifact import check_writable, find_artifacts, read_record
+    from mf_deploy.artifact import check_writable, read_record
     from mf_deploy.calibration.equalization import graph_to_quantize
     from mf_deploy.calibration.plausibility import implausible
-    from mf_deploy.cli.quantize_mixed import Budget, search_and_write
+    from mf_deploy.cli.quantize_mixed import Budget, over_budget, search_and_write
     from mf_deploy.data import open_images
     from mf_deploy.export import (
         MIN_CALIBRATION_IMAGES,
@@ -123,22 +123,22 @@ def command(
     from mf_deploy.quantization import QuantPlan, QuantPolicy
 
     folder, model, record = open_run(run)
-    targets = targets_of(target) if target else sorted({a.manifest.target for a in find_artifacts(run)})
+    targets = targets_of(target) if target else _targets_in(run)
     fix = "Take one of RUN/plans/, or write {'schema_version': 1, 'model': ..., 'modules': {'': 'int8'}}."
     plan = read_record(plan_file, QuantPlan, fix) if plan_file else None
     policy = QuantPolicy(scheme or ("mixed" if plan else "w8a8"), plan, ranges)
     searching = policy.scheme == "mixed" and plan is None
-    budget = Budget.of(max_drop, min_agreement, data, limit, objective, report) if searching else None
-    if not searching and (max_drop is not None or min_agreement is not None or data is not None or report):
-        raise MfDeployError(
-            "Cannot use --max-drop, --min-agreement, --data or --report here",
-            "they belong to a search",
-            "Add --scheme mixed, without --plan; or check the artifact afterwards with mf-check.",
-        )
+    budget = (
+        Budget.of(max_drop, min_agreement, data, limit, objective or "arm", report) if searching else None
+    )
+    _refuse_options(policy, searching, max_drop, min_agreement, data, limit, objective, report)
+    options = ExportOptions(input=input_kind or interface, output=interface)
     folders = {each: folder / artifact_name(each, policy.scheme) for each in targets}
     for each, out in folders.items():
-        get_exporter(each).refuse(policy.scheme)
+        get_exporter(each).refuse(policy, options)
         check_writable(out, force)
+        if searching:
+            check_writable(over_budget(out), force)
     images = open_images(calibration, samples, seed)
     if policy.needs_ranges and batch > 1 and len(images) < MIN_CALIBRATION_IMAGES * batch:
         raise MfDeployError(
@@ -149,7 +149,6 @@ def command(
     for oddity in implausible(images, record.preprocessing):
         click.echo(f"warning: {oddity}", err=True)
     probe = _probe(model, images, record)
-    options = ExportOptions(input=input_kind or interface, output=interface)
     if plan:
         if plan.model != record.source.name:
             oddity = f"{plan_file} was made for {plan.model}, this is {record.source.name}"
@@ -167,11 +166,55 @@ def command(
             )
             artifacts.append(artifact)
             kept = kept and passed
+    if images.skipped:
+        unused = (
+            f"{len(images.skipped)} files of {calibration} were not used, the first is {images.skipped[0]}"
+        )
+        click.echo(f"warning: {unused}", err=True)
     print_artifacts(artifacts, as_json)
     missing = [a.name for a in artifacts if a.manifest.target != "coreml" and not a.manifest.ran_on]
     if missing and policy.scheme != "fp16":
         click.echo(f"not run on ARM: {', '.join(missing)} (mf-deploy setup arm prepares that)", err=True)
     return 0 if kept else 1
+
+
+def _targets_in(run: Path) -> "list[Target]":
+    """The targets of the artifacts in ``run``; a damaged one is what this command may be asked to replace."""
+    from mf_deploy.artifact import TARGETS, artifact_folders, find_artifacts
+
+    names = {path.name.partition("-")[0] for path in artifact_folders(run)}
+    found = sorted(target for target in TARGETS if target in names)
+    return found or sorted({artifact.manifest.target for artifact in find_artifacts(run)})
+
+
+def _refuse_options(
+    policy: "QuantPolicy",
+    searching: bool,
+    max_drop: float | None,
+    min_agreement: float | None,
+    data: Path | None,
+    limit: int | None,
+    objective: str | None,
+    report: bool,
+) -> None:
+    """Refuse options that would do nothing."""
+    given = (max_drop, min_agreement, data, limit, objective, report or None)
+    if not searching and any(value is not None for value in given):
+        raise MfDeployError(
+            "Cannot use --max-drop, --min-agreement, --data, --limit, --objective or --report here",
+            "they belong to a search",
+            "Add --scheme mixed, without --plan; or check the artifact afterwards with mf-check.",
+        )
+    if policy.plan and policy.scheme != "mixed":
+        raise MfDeployError(
+            f"Cannot use --plan with --scheme {policy.scheme}",
+            "the plan says which module gets which precision",
+            "Leave --scheme out, or take --scheme mixed.",
+        )
+    if policy.ranges and not policy.needs_ranges:
+        raise MfDeployError(
+            "Cannot use --ranges here", "no activation is quantized", "Leave it out, or take --scheme w8a8."
+        )
 
 
 def _probe(model: "nn.Module", images: "LabelledImages", record: "ModelRecord") -> "Probe":

@@ -88,11 +88,12 @@ def search_and_write(
     from mf_deploy.calibration.search import search_plan
     from mf_deploy.calibration.trials import Trials
     from mf_deploy.data import open_images
-    from mf_deploy.evaluation.budget import BudgetJudge
+    from mf_deploy.evaluation.budget import BudgetJudge, refuse_undecidable
     from mf_deploy.export import calibrate, write_quantized
 
     run, plans = out.parent, out.parent / PLANS_FOLDER
     judged_on = open_images(budget.data, budget.limit)
+    refuse_undecidable(judged_on, budget.gates)
     _refuse_shared(images, judged_on)
     with working(f"Calibrating {graph.record.source.name} for {target}"):
         calibrated = calibrate(graph, target, images, policy, options)
@@ -122,19 +123,25 @@ def search_and_write(
         return verdict
 
     result = search_plan(sensitivity, judge_aloud, budget.objective)
-    if not result.passed:
-        out = out.with_name(f"{out.name}-over-budget")
+    out, other = (out, over_budget(out)) if result.passed else (over_budget(out), out)
     if lab and sensitivity.arm_instructions:
         taken, in_int8 = instructions(trials, result.plan, lab), sensitivity.arm_instructions
         click.echo(
             f"{target}: {taken / 1e6:.2f} M ARM instructions, {in_int8 / 1e6:.2f} M all in int8", err=True
         )
-    write_whole(plans / f"{out.name}.json", result.plan.model_dump_json(indent=2).encode())
     with working(f"Writing {out.name}"):
         artifact = write_quantized(calibrated, result.plan, policy.scheme, out, probe, force)
+    write_whole(plans / f"{out.name}.json", result.plan.model_dump_json(indent=2).encode())
+    if other.exists():
+        click.echo(f"{other.name} is of an earlier search", err=True)
     if not result.passed:
         _print_failure(artifact, budget, result, judged)
     return artifact, result.passed
+
+
+def over_budget(out: Path) -> Path:
+    """Where the best artifact goes when no plan keeps the budget."""
+    return out.with_name(f"{out.name}-over-budget")
 
 
 def _lab_for(target: "Target") -> "Lab | None":
@@ -180,13 +187,14 @@ def _print_sensitivity(sensitivity: "Sensitivity") -> None:
     for unit in sensitivity.units[:SHOWN_UNITS]:
         row = [unit.unit, f"{unit.macs / 1e6:.2f}", f"{unit.sqnr_db:.1f}", f"{unit.agreement:.1%}"]
         table.add_row(*row, *([] if unit.arm_cost is None else [f"{unit.arm_cost / 1000:+.0f}"]))
-    console().print(table)
+    console(stderr=True).print(table)
 
 
 def _verdict_line(plan: "QuantPlan", verdict: "AccuracyReport") -> str:
     left = [path for path, precision in plan.modules.items() if path and precision != "int8"]
     drop = f"drop {verdict.drop.points:+.2f} pt, " if verdict.drop else ""
-    passed = "keeps the budget" if verdict.passed else "over budget"
+    failed = any(gate.verdict == "fail" for gate in verdict.gates)
+    passed = "keeps the budget" if verdict.passed else "over budget" if failed else "undecided"
     return (
         f"{len(left)} units in float: {drop}agreement {verdict.agreement.percent:.1f} %, "
         f"{verdict.sqnr_db:.1f} dB: {passed}"

@@ -140,13 +140,18 @@ def refuse_unfit(artifacts: Sequence[Artifact], images: LabelledImages, gates: G
     refuse_random_weights(artifacts)
     for artifact in artifacts:
         bind_images(artifact, images)
+    refuse_unlabelled(images, gates)
+    refuse_overlap(artifacts, images)
+
+
+def refuse_unlabelled(images: LabelledImages, gates: Gates) -> None:
+    """Raise an error when a gate is on accuracy, and the images have no labels."""
     if gates.max_drop_points is not None and not images.labelled:
         raise MfDeployError(
             f"Cannot judge an accuracy drop on {images.path}",
             "the images have no labels",
             "Give labelled --data, or --min-agreement in place of --max-drop.",
         )
-    refuse_overlap(artifacts, images)
 
 
 def refuse_random_weights(artifacts: Iterable[Artifact]) -> None:

@@ -5,7 +5,14 @@ from typing import Literal
 from pydantic import Field
 
 from mf_deploy.artifact import Record
-from mf_deploy.evaluation.statistics import PairedDrop, Proportion, images_needed, paired_interval, proportion
+from mf_deploy.evaluation.statistics import (
+    PairedDrop,
+    Proportion,
+    images_needed,
+    paired_drop,
+    paired_interval,
+    proportion,
+)
 
 Verdict = Literal["pass", "fail", "undecided"]
 
@@ -48,6 +55,12 @@ def judge(gates: Gates, drop: PairedDrop | None, agreement: Proportion, non_fini
     if gates.min_agreement_percent is not None:
         results.append(_judge_agreement(gates.min_agreement_percent, agreement))
     return results
+
+
+def undecidable(gates: Gates, n: int) -> GateResult | None:
+    """A gate that not even a flawless artifact passes on ``n`` images; None where there is none."""
+    drop, agreement = paired_drop(0, 0, n), proportion(n, n)
+    return next((gate for gate in judge(gates, drop, agreement, 0) if gate.verdict != "pass"), None)
 
 
 def _judge_drop(limit: float, drop: PairedDrop) -> GateResult:

@@ -152,7 +152,7 @@ def calibrate(
             two usable images for a policy that needs them.
     """
     exporter = get_exporter(target)
-    exporter.refuse(policy.scheme)
+    exporter.refuse(policy, options)
     digests: list[str] = []
 
     def batches() -> Iterator[np.ndarray]:

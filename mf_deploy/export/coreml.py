@@ -62,6 +62,10 @@ class CoremlExporter(TargetExporter):
         model = convert(graph, scheme, options, target)
         return self.written(model, graph, scheme, options, target, folder)
 
+    def refuse(self, policy: QuantPolicy, options: ExportOptions) -> None:
+        super().refuse(policy, options)
+        _refuse_integers(options)
+
     def quantizer(
         self, graph: DeployGraph, policy: QuantPolicy, options: ExportOptions, batches: CalibrationBatches
     ) -> Quantizer:
@@ -148,6 +152,15 @@ class Interface(nn.Module):
         return (logits, torch.softmax(logits, -1)) if self.probabilities else logits
 
 
+def _refuse_integers(options: ExportOptions) -> None:
+    if options.input == "int8" or options.output != "float":
+        raise MfDeployError(
+            "Cannot give a Core ML model an integer interface",
+            "it takes pictures or floats, and gives floats",
+            "Use --input uint8 for pictures.",
+        )
+
+
 def convert(graph: DeployGraph, precision: str, options: ExportOptions, target: str) -> "ct.models.MLModel":
     """Convert to an ML Program with inputs and outputs in float32.
 
@@ -158,12 +171,7 @@ def convert(graph: DeployGraph, precision: str, options: ExportOptions, target: 
         MfDeployError: coremltools is missing or cannot convert the model, or for a batch of pictures.
     """
     require("coremltools", "coreml")
-    if options.input == "int8" or options.output != "float":
-        raise MfDeployError(
-            "Cannot give a Core ML model an integer interface",
-            "it takes pictures or floats, and gives floats",
-            "Use --input uint8 for pictures.",
-        )
+    _refuse_integers(options)
     if options.input == "uint8" and graph.batch != 1:
         raise MfDeployError(
             "Cannot export batches of pictures to Core ML",

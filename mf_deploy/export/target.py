@@ -89,9 +89,11 @@ class TargetExporter(ABC):
                 pictures, exactly ``graph.batch`` of them at a time, never all in memory.
         """
 
-    def refuse(self, scheme: Scheme) -> None:
-        """Raise an error for a scheme that this target's engines have no arithmetic for."""
-        if scheme not in self.quantized_schemes:
+    def refuse(self, policy: QuantPolicy, options: ExportOptions) -> None:
+        """Raise an error for a scheme, plan or interface that this target's engines have nothing for."""
+        schemes = set(self.quantized_schemes)
+        asked = {policy.scheme} | ({"w8a16"} & set(policy.plan.modules.values()) if policy.plan else set())
+        for scheme in sorted(asked - schemes):
             raise MfDeployError(
                 f"Cannot quantize to {scheme} for {self.name}",
                 "its engine has no such arithmetic",

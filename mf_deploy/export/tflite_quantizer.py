@@ -47,12 +47,6 @@ class TfliteQuantizer(Quantizer):
         return [path for path in self.paths.values() if path]
 
     def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
-        if "w8a16" in plan.modules.values():
-            raise MfDeployError(
-                "Cannot quantize to w8a16 for tflite",
-                "this target has int8 activations only",
-                "Use int8, w8 or fp32 in the plan.",
-            )
         path = folder / MODEL_FILE
         why: str | None = None
         for half in (True, False) if self.observed.largest < LARGEST else (False,):

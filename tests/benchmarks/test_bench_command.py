@@ -18,7 +18,7 @@ from tiny_artifacts import write_tiny_artifact
 from mf_deploy.artifact import MANIFEST_NAME, Artifact, list_files, read_record
 from mf_deploy.benchmarks import Protocol, bench, open_device
 from mf_deploy.benchmarks.latency import BenchReport, LatencyReport
-from mf_deploy.errors import MfDeployError
+from mf_deploy.errors import MISSING_TOOL, MfDeployError
 
 QUICK = Protocol(min_runs=20, warmup_runs=2, warmup_seconds=0)
 
@@ -69,8 +69,8 @@ def test_a_run_is_timed_compared_and_kept(run_folder: Path, tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs on macOS")
 def test_core_ml_off_macos_stays_in_the_table_without_a_time(run_folder: Path) -> None:
     done = mf_bench(run_folder / "coreml-fp32")
-    assert done.returncode == 0
-    assert "coreml-fp32: not run: Core ML needs macOS" in done.stdout
+    assert done.returncode == MISSING_TOOL
+    assert done.stdout.splitlines()[-1] == "coreml-fp32: not run: Core ML needs macOS"
     report = read_result(run_folder, "coreml-fp32")
     assert report.measurement is None
     assert report.not_run == "Core ML needs macOS"
@@ -78,7 +78,7 @@ def test_core_ml_off_macos_stays_in_the_table_without_a_time(run_folder: Path) -
     before = report.model_sha256
     shutil.rmtree(run_folder / "coreml-fp32")
     write_tiny_artifact(run_folder / "coreml-fp32", target="coreml", depth=2)
-    assert mf_bench(run_folder / "coreml-fp32").returncode == 0
+    assert mf_bench(run_folder / "coreml-fp32").returncode == MISSING_TOOL
     assert read_result(run_folder, "coreml-fp32").model_sha256 != before
 
 

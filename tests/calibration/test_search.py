@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mf_deploy.calibration.search import Objective, rank, search_plan
+from mf_deploy.calibration.search import Objective, fallback, rank, search_plan
 from mf_deploy.calibration.sensitivity import Sensitivity, UnitSensitivity
 from mf_deploy.quantization import QuantPlan
 
@@ -53,7 +53,13 @@ def test_finds_the_fewest_parts_in_float(in_float: int) -> None:
 def test_an_impossible_budget_gives_the_best_plan_and_says_so() -> None:
     result = search_plan(SENSITIVITY, AdditiveNoise(budget=-1))
     assert not result.passed
-    assert all(result.plan.precision(unit) == "w8" for unit in NOISE)
+    assert all(result.plan.precision(unit) == fallback("onnx", "arm") for unit in NOISE)
+
+
+def test_int8_weights_that_cost_instructions_are_no_way_out() -> None:
+    """ONNX Runtime turns them into floats for every inference."""
+    assert fallback("onnx", "arm") == "fp32"
+    assert {fallback("onnx", "size"), fallback("onnx", "npu"), fallback("tflite", "arm")} == {"w8"}
 
 
 def test_nothing_leaves_int8_without_need() -> None:

@@ -240,10 +240,11 @@ def test_integer_logits_without_calibration_are_refused(graph: DeployGraph, tmp_
         TfliteExporter().write(graph, "fp32", ExportOptions(output="int8"), tmp_path)
 
 
-def test_w8a16_is_refused(graph: DeployGraph, float_model: bytes, observed: Observed, tmp_path: Path) -> None:
-    quantizer = TfliteQuantizer(graph, "mixed", FLOAT, float_model, observed)
-    with pytest.raises(MfDeployError, match="w8a16"):
-        quantizer.write(QuantPlan.uniform("tiny", "w8a16"), tmp_path)
+def test_w8a16_is_refused() -> None:
+    plan = QuantPlan.uniform("tiny", "int8").with_precision(["head"], "w8a16")
+    for policy in (QuantPolicy("w8a16"), QuantPolicy("mixed", plan)):
+        with pytest.raises(MfDeployError, match="w8a16 for tflite"):
+            TfliteExporter().refuse(policy, FLOAT)
 
 
 def test_half_precision_is_allowed_only_where_numbers_fit(
