@@ -32,7 +32,9 @@ FLAGS = (
 )
 PHONE = {"width": 390, "height": 844}
 PATIENCE_MS = 240_000
-TOLERANCES = {"onnx-fp32": 1e-4, "tflite-fp32": 1e-4, "onnx-w8a8": 0.2, "tflite-w8a8": 1e-4}
+TOLERANCES = {"onnx-fp32": 1e-4, "tflite-fp32": 1e-4, "onnx-w8a8": 0.2, "tflite-w8a8": 0.4}
+"""In int8 a number between two codes goes to either of them by the last bit of a float before it: changing
+the constants of the TFLite file by 1e-7 moves the logits of one of the pictures by 0.28 of 4.6."""
 SHORT = Protocol(min_runs=30, warmup_runs=2, warmup_seconds=0)
 
 Open = Callable[[Running], Page]
