@@ -1,5 +1,6 @@
 """What it costs to take a part of a model out of int8: ARM instructions, counted one part at a time."""
 
+from mf_deploy.artifact import Artifact
 from mf_deploy.calibration.search import fallback
 from mf_deploy.calibration.sensitivity import Progress, Sensitivity
 from mf_deploy.calibration.trials import Trials
@@ -20,17 +21,18 @@ def with_costs(sensitivity: Sensitivity, trials: Trials, lab: Lab, progress: Pro
     everything = QuantPlan.uniform(sensitivity.model, "int8")
     units, counted = sensitivity.units, []
     instead = fallback(sensitivity.target, "arm")
-    all_int8 = instructions(trials, everything, lab)
+    with trials.written(everything) as artifact:
+        all_int8 = instructions(artifact, lab)
     for done, unit in enumerate(units, start=1):
         progress(done, len(units) + 1)
-        without = instructions(trials, everything.with_precision([unit.unit], instead), lab)
+        with trials.written(everything.with_precision([unit.unit], instead)) as artifact:
+            without = instructions(artifact, lab)
         counted.append(unit.model_copy(update={"arm_cost": without - all_int8}))
     progress(len(units) + 1, len(units) + 1)
     return sensitivity.model_copy(update={"units": counted, "arm_instructions": all_int8})
 
 
-def instructions(trials: Trials, plan: QuantPlan, lab: Lab) -> int:
-    """Of one inference by ``plan`` on the emulated CPU, with one thread."""
-    with trials.written(plan) as artifact:
-        counts, _ = count_inference(lab, CPU, artifact.model_path, runs=1)
+def instructions(artifact: Artifact, lab: Lab) -> int:
+    """Of one inference on the emulated CPU, with one thread."""
+    counts, _ = count_inference(lab, CPU, artifact.model_path, runs=1)
     return total(counts[0])

@@ -124,9 +124,9 @@ def _print_operators(
 def _notes(reports: "list[InstructionReport]") -> list[str]:
     engines = {f"{report.engine.name} {report.engine.version}" for report in reports if report.engine}
     reasons = [f"{report.artifact}: not run: {report.not_run}" for report in reports if report.not_run]
-    first = reports[0]
     if not engines:
         return reasons
+    first = reports[0]
     return [
         *reasons,
         f"Instructions of one inference on {first.device}, emulated by {first.emulator}, 1 thread,"

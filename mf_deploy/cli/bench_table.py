@@ -98,13 +98,13 @@ WORTH = {
 def notes(reports: "list[LatencyReport]") -> list[str]:
     """What could not be run, and where, how and with what the others were."""
     reasons = dict.fromkeys(f"{r.artifact}: not run: {r.not_run}" for r in reports if r.not_run)
-    if not any(report.measurement for report in reports):
-        return list(reasons)
     first, protocol = reports[0], reports[0].protocol
     device = first.device
     engines = {
         f"{r.measurement.engine.name} {r.measurement.engine.version}" for r in reports if r.measurement
     }
+    if not engines:
+        return list(reasons)
     runs = f"{protocol.min_runs} runs" if protocol.min_runs > 1 else ""
     seconds = f"{protocol.min_seconds:g} s" if protocol.min_seconds else ""
     bound = f", on cores {first.cores}" if first.cores else ""
@@ -112,7 +112,7 @@ def notes(reports: "list[LatencyReport]") -> list[str]:
         *reasons,
         *(line for report in reports for line in _doubts(report)),
         f"On {device.label}, {device.cores} cores{bound}, {device.os};"
-        f" {', '.join(sorted(engines)) or 'no engine'}; {' and '.join(filter(None, (runs, seconds)))}"
+        f" {', '.join(sorted(engines))}; {' and '.join(filter(None, (runs, seconds)))}"
         f" after at least {protocol.warmup_runs} runs and {protocol.warmup_seconds:g} s of warm-up.",
         f"Memory is the timing process's; + is what the model added. {WORTH.get(first.kind, '')}",
     ]

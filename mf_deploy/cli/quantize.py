@@ -128,10 +128,9 @@ def command(
     plan = read_record(plan_file, QuantPlan, fix) if plan_file else None
     policy = QuantPolicy(scheme or ("mixed" if plan else "w8a8"), plan, ranges)
     searching = policy.scheme == "mixed" and plan is None
-    budget = (
-        Budget.of(max_drop, min_agreement, data, limit, objective or "arm", report) if searching else None
-    )
-    _refuse_options(policy, searching, max_drop, min_agreement, data, limit, objective, report)
+    for_search = {"--max-drop": max_drop, "--min-agreement": min_agreement, "--data": data, "--limit": limit}
+    for_search |= {"--objective": objective, "--report": report or None}
+    _refuse_options(policy, {} if searching else for_search)
     options = ExportOptions(input=input_kind or interface, output=interface)
     folders = {each: folder / artifact_name(each, policy.scheme) for each in targets}
     for each, out in folders.items():
@@ -139,7 +138,12 @@ def command(
         check_writable(out, force)
         if searching:
             check_writable(over_budget(out), force)
+    budget = None
+    if searching:
+        budget = Budget.of(max_drop, min_agreement, data, limit, objective or "arm", report)
     images = open_images(calibration, samples, seed)
+    if budget is not None:
+        budget.refuse_shared(images)
     if policy.needs_ranges and batch > 1 and len(images) < MIN_CALIBRATION_IMAGES * batch:
         raise MfDeployError(
             f"Too few images in {calibration}",
@@ -187,19 +191,9 @@ def _targets_in(run: Path) -> "list[Target]":
     return found or sorted({artifact.manifest.target for artifact in find_artifacts(run)})
 
 
-def _refuse_options(
-    policy: "QuantPolicy",
-    searching: bool,
-    max_drop: float | None,
-    min_agreement: float | None,
-    data: Path | None,
-    limit: int | None,
-    objective: str | None,
-    report: bool,
-) -> None:
-    """Refuse options that would do nothing."""
-    given = (max_drop, min_agreement, data, limit, objective, report or None)
-    if not searching and any(value is not None for value in given):
+def _refuse_options(policy: "QuantPolicy", for_search: dict[str, Any]) -> None:
+    """Refuse options that would do nothing; ``for_search``: name to value, where nothing is searched for."""
+    if any(value is not None for value in for_search.values()):
         raise MfDeployError(
             "Cannot use --max-drop, --min-agreement, --data, --limit, --objective or --report here",
             "they belong to a search",

@@ -33,8 +33,7 @@ class Budget:
     """What a mixed plan must keep, on which images, and what it should cost least."""
 
     gates: "Gates"
-    data: Path
-    limit: int | None
+    images: "LabelledImages"
     objective: "Objective"
     report: bool
 
@@ -51,8 +50,10 @@ class Budget:
         """The budget that the command line asks for: half a point where it names none.
 
         Raises:
-            MfDeployError: there are no images to judge it on.
+            MfDeployError: there are no images to judge it on, or they cannot decide it.
         """
+        from mf_deploy.data import open_images
+        from mf_deploy.evaluation.budget import refuse_undecidable
         from mf_deploy.evaluation.gates import Gates
 
         if data is None:
@@ -64,7 +65,19 @@ class Budget:
         if max_drop is None and min_agreement is None:
             max_drop = DEFAULT_MAX_DROP
         gates = Gates(max_drop_points=max_drop, min_agreement_percent=min_agreement)
-        return cls(gates, data, limit, objective, report)
+        images = open_images(data, limit)
+        refuse_undecidable(images, gates)
+        return cls(gates, images, objective, report)
+
+    def refuse_shared(self, calibration: "LabelledImages") -> None:
+        """Refuse calibration images among those that judge."""
+        shared = len(set(calibration.digests()) & set(self.images.digests()))
+        if shared:
+            raise MfDeployError(
+                f"Cannot judge the budget on {self.images.path}",
+                f"{shared} of its images are calibration images",
+                "Give other images to --data.",
+            )
 
 
 def search_and_write(
@@ -87,14 +100,10 @@ def search_and_write(
     from mf_deploy.calibration.cost import instructions, with_costs
     from mf_deploy.calibration.search import search_plan
     from mf_deploy.calibration.trials import Trials
-    from mf_deploy.data import open_images
-    from mf_deploy.evaluation.budget import BudgetJudge, refuse_undecidable
+    from mf_deploy.evaluation.budget import BudgetJudge
     from mf_deploy.export import calibrate, write_quantized
 
     run, plans = out.parent, out.parent / PLANS_FOLDER
-    judged_on = open_images(budget.data, budget.limit)
-    refuse_undecidable(judged_on, budget.gates)
-    _refuse_shared(images, judged_on)
     with working(f"Calibrating {graph.record.source.name} for {target}"):
         calibrated = calibrate(graph, target, images, policy, options)
     trials = Trials(calibrated.exporter, graph, calibrated.quantizer)
@@ -112,11 +121,11 @@ def search_and_write(
         page = plans / f"{target}-sensitivity.html"
         write_whole(page, render_sensitivity(sensitivity).encode())
         click.echo(f"drawn in {page}", err=True)
-    judge = BudgetJudge(run, trials, judged_on, budget.gates)
+    judge = BudgetJudge(run, trials, budget.images, budget.gates)
     judged: list[AccuracyReport] = []
 
     def judge_aloud(plan: "QuantPlan") -> "AccuracyReport":
-        with working(f"Judging plan {len(judged) + 1} on {len(judged_on)} images"):
+        with working(f"Judging plan {len(judged) + 1} on {len(budget.images)} images"):
             verdict = judge(plan)
         judged.append(verdict)
         click.echo(_verdict_line(plan, verdict), err=True)
@@ -124,14 +133,14 @@ def search_and_write(
 
     result = search_plan(sensitivity, judge_aloud, budget.objective)
     out, other = (out, over_budget(out)) if result.passed else (over_budget(out), out)
-    if lab and sensitivity.arm_instructions:
-        taken, in_int8 = instructions(trials, result.plan, lab), sensitivity.arm_instructions
-        click.echo(
-            f"{target}: {taken / 1e6:.2f} M ARM instructions, {in_int8 / 1e6:.2f} M all in int8", err=True
-        )
     with working(f"Writing {out.name}"):
         artifact = write_quantized(calibrated, result.plan, policy.scheme, out, probe, force)
     write_whole(plans / f"{out.name}.json", result.plan.model_dump_json(indent=2).encode())
+    if lab and sensitivity.arm_instructions:
+        taken, in_int8 = instructions(artifact, lab), sensitivity.arm_instructions
+        click.echo(
+            f"{target}: {taken / 1e6:.2f} M ARM instructions, {in_int8 / 1e6:.2f} M all in int8", err=True
+        )
     if other.exists():
         click.echo(f"{other.name} is of an earlier search", err=True)
     if not result.passed:
@@ -153,16 +162,6 @@ def _lab_for(target: "Target") -> "Lab | None":
         why = "Core ML has no engine there" if target == "coreml" else "mf-deploy setup arm prepares it"
         click.echo(f"{target}: costs are multiply-adds; no ARM instructions counted ({why})", err=True)
     return lab
-
-
-def _refuse_shared(images: "LabelledImages", judged_on: "LabelledImages") -> None:
-    shared = len(set(images.digests()) & set(judged_on.digests()))
-    if shared:
-        raise MfDeployError(
-            f"Cannot judge the budget on {judged_on.path}",
-            f"{shared} of its images are calibration images",
-            "Give other images to --data.",
-        )
 
 
 def _measure(trials: "Trials", images: "LabelledImages", probe: "Probe", target: str) -> "Sensitivity":
@@ -210,7 +209,7 @@ def _print_failure(
         for gate in best.gates
     ]
     click.echo(
-        f"The budget cannot be met on {budget.data} ({'; '.join(limits)}). "
+        f"The budget cannot be met on {budget.images.path} ({'; '.join(limits)}). "
         f"The best plan of {len(result.steps)} is kept apart, in {artifact.folder}.",
         err=True,
     )

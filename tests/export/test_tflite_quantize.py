@@ -100,6 +100,17 @@ def test_int8_runs_from_convolution_to_convolution_in_codes(
     assert 1e-6 < relative_error(actual, expected_logits(graph, pictures)) <= 0.05
 
 
+def quantized(kind: type[nn.Module], graph: DeployGraph, pictures: np.ndarray, folder: Path) -> DeployGraph:
+    """A seeded network in float; its w8a8 model, calibrated on ``pictures``, is written into ``folder``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = replace(graph, module=kind().eval().requires_grad_(False))
+    policy = QuantPolicy("w8a8")
+    quantizer = TfliteExporter().quantizer(network, policy, FLOAT, lambda: iter(np.split(pictures, 16)))
+    quantizer.write(policy.plan_for("tiny"), folder)
+    return network
+
+
 class Residual(nn.Module):
     """A sum of two convolutions, one of them padded, that a third one reads."""
 
@@ -116,12 +127,7 @@ class Residual(nn.Module):
 def test_a_sum_between_convolutions_stays_in_codes(
     graph: DeployGraph, pictures: np.ndarray, tmp_path: Path
 ) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        residual = replace(graph, module=Residual().eval().requires_grad_(False))
-    policy = QuantPolicy("w8a8")
-    quantizer = TfliteExporter().quantizer(residual, policy, FLOAT, lambda: iter(np.split(pictures, 16)))
-    quantizer.write(policy.plan_for("residual"), tmp_path)
+    residual = quantized(Residual, graph, pictures, tmp_path)
 
     found = kinds(tmp_path / MODEL_FILE)
     assert (found.count("QUANTIZE"), found.count("DEQUANTIZE")) == (1, 1)
@@ -149,12 +155,7 @@ class Widened(nn.Module):
 def test_codes_are_reshaped_before_they_become_floats(
     graph: DeployGraph, pictures: np.ndarray, tmp_path: Path
 ) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        widened = replace(graph, module=Widened().eval().requires_grad_(False))
-    policy = QuantPolicy("w8a8")
-    quantizer = TfliteExporter().quantizer(widened, policy, FLOAT, lambda: iter(np.split(pictures, 16)))
-    quantizer.write(policy.plan_for("widened"), tmp_path)
+    widened = quantized(Widened, graph, pictures, tmp_path)
 
     found = kinds(tmp_path / MODEL_FILE)
     assert found[:4] == ["QUANTIZE", "CONV_2D", "RESHAPE", "DEQUANTIZE"]

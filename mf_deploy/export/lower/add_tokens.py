@@ -15,10 +15,7 @@ class AddTokens(Rewrite):
     """Σe over three tokens as two additions, on maps of 28 × 28 positions and more. Follows BatchHeads."""
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
-        found = [module for module in graph.module.modules() if type(module) is BatchedFormerToMobile]
-        for module in found:
-            module.__class__ = AddingFormerToMobile
-        return graph.rewritten(self.name, graph.module) if found else graph
+        return graph.recast(self.name, {BatchedFormerToMobile: AddingFormerToMobile})
 
 
 class AddingFormerToMobile(BatchedFormerToMobile):

@@ -23,10 +23,7 @@ class BatchHeads(Rewrite):
             FlatFormer: BatchedFormer,
             FlatFormerToMobile: BatchedFormerToMobile,
         }
-        found = [module for module in graph.module.modules() if type(module) in kinds]
-        for module in found:
-            module.__class__ = kinds[type(module)]
-        return graph.rewritten(self.name, graph.module) if found else graph
+        return graph.recast(self.name, kinds)
 
 
 def map_heads(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The graph that goes to the exporters, and what a rewrite of it is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +32,18 @@ class DeployGraph:
     def rewritten(self, name: str, module: nn.Module) -> "DeployGraph":
         """The same graph with another module, ``name`` added to its rewrites."""
         return replace(self, module=module, rewrites=(*self.rewrites, name))
+
+    def recast(
+        self, name: str, kinds: Mapping[type, type], fits: Callable[[Any], bool] = lambda _: True
+    ) -> "DeployGraph":
+        """The same graph whose modules of exactly these classes, where they fit, compute as others do.
+
+        The graph itself where there are none.
+        """
+        found = [module for module in self.module.modules() if type(module) in kinds and fits(module)]
+        for module in found:
+            module.__class__ = kinds[type(module)]
+        return self.rewritten(name, self.module) if found else self
 
 
 class Rewrite(ABC):

@@ -15,10 +15,7 @@ class RepeatPlanes(Rewrite):
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
-        found = [module for module in graph.module.modules() if type(module) is RepeatedDepthwise]
-        for module in found:
-            module.__class__ = RepeatedPlanes
-        return graph.rewritten(self.name, graph.module) if found else graph
+        return graph.recast(self.name, {RepeatedDepthwise: RepeatedPlanes})
 
 
 class RepeatedPlanes(RepeatedDepthwise):

@@ -23,14 +23,12 @@ class JointHeads(Rewrite):
             BatchedMobileToFormer: JointMobileToFormer,
             ConstantBatchedMobileToFormer: ConstantJointMobileToFormer,
         }
-        found = [module for module in graph.module.modules() if type(module) in kinds]
-        found = [module for module in found if module.proj.in_features <= TILE]
-        for module in found:
-            module.__class__ = kinds[type(module)]
+        joined = graph.recast(self.name, kinds, lambda module: module.proj.in_features <= TILE)
+        for module in [each for each in joined.module.modules() if isinstance(each, JointMobileToFormer)]:
             own = torch.eye(BRIDGE_HEADS, dtype=module.proj.weight.dtype)
             channels = module.proj.in_features // BRIDGE_HEADS
             module.register_buffer("own", own[:, None].repeat_interleave(channels, dim=2))
-        return graph.rewritten(self.name, graph.module) if found else graph
+        return joined
 
 
 class JointMobileToFormer(BatchedMobileToFormer):

@@ -16,11 +16,8 @@ class RepeatRows(Rewrite):
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
-        found = [module for module in graph.module.modules() if type(module) is RepeatedDepthwise]
-        found = [module for module in found if module.inputs >= MIN_ROW]
-        for module in found:
-            module.__class__ = RowRepeatedDepthwise
-        return graph.rewritten(self.name, graph.module) if found else graph
+        kinds = {RepeatedDepthwise: RowRepeatedDepthwise}
+        return graph.recast(self.name, kinds, lambda module: module.inputs >= MIN_ROW)
 
 
 class RowRepeatedDepthwise(RepeatedDepthwise):

@@ -16,11 +16,8 @@ class RepeatWords(Rewrite):
     """
 
     def apply(self, graph: DeployGraph) -> DeployGraph:
-        found = [module for module in graph.module.modules() if type(module) is RepeatedDepthwise]
-        found = [module for module in found if module.copies_planes and module.inputs % WORD == 0]
-        for module in found:
-            module.__class__ = WordRepeatedDepthwise
-        return graph.rewritten(self.name, graph.module) if found else graph
+        kinds = {RepeatedDepthwise: WordRepeatedDepthwise}
+        return graph.recast(self.name, kinds, lambda of: of.copies_planes and of.inputs % WORD == 0)
 
 
 class WordRepeatedDepthwise(RepeatedDepthwise):

@@ -19,10 +19,7 @@ class WideSoftmax(Rewrite):
             BatchedMobileToFormer: WideMobileToFormer,
             ConstantBatchedMobileToFormer: ConstantWideMobileToFormer,
         }
-        found = [module for module in graph.module.modules() if type(module) in kinds]
-        for module in found:
-            module.__class__ = kinds[type(module)]
-        return graph.rewritten(self.name, graph.module) if found else graph
+        return graph.recast(self.name, kinds)
 
 
 class WideMobileToFormer(BatchedMobileToFormer):
