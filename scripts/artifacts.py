@@ -1,4 +1,4 @@
-"""The exported files that the perf commands share: each is written once, until the sources change."""
+"""The exported files that these scripts share: each is written once, until the sources change."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ from mf_deploy.models.stored import ModelRecord
 
 Graph = Literal["reference", "deploy"]
 
-HERE = Path(__file__).resolve().parent
-PACKAGE = HERE.parent / "mf_deploy"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE, RESULTS, SHARED = ROOT / "mf_deploy", ROOT / "results", ROOT.parent / "shared"
 MODELS = tuple(f"mobile_former_{size}m" for size in (26, 52, 96, 151, 214, 294, 508))
 GRAPHS: tuple[Graph, ...] = ("reference", "deploy")
 
@@ -59,7 +59,7 @@ def exported(name: str, model: nn.Module, target: Target, graph: Graph) -> Artif
     Raises:
         MfDeployError: the export fails, or its file does not reproduce the model.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mf-deploy" / "perf"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mf-deploy" / "scripts"
     place = cache / f"{name}-{target}-{graph}-{sources_digest(graph)}"
     if place.exists():
         return Artifact.open(place)

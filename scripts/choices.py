@@ -1,4 +1,4 @@
-"""Comma-separated choices of the perf commands."""
+"""Comma-separated choices of these scripts."""
 
 from typing import TypeVar
 

@@ -1,11 +1,11 @@
 """Every Mobile-Former on every target: does the exported file compute what the paper's model computes?
 
-    python -m perf.parity [--resume] [--models mobile_former_26m,...] [--targets onnx] [--graphs deploy]
-    python -m perf.parity --arm [--resume] [--models ...] [--targets ...] [--graphs ...]
+    python -m scripts.parity [--resume] [--models mobile_former_26m,...] [--targets onnx] [--graphs deploy]
+    python -m scripts.parity --arm [--resume] [--models ...] [--targets ...] [--graphs ...]
 
 Exports each variant with seeded random weights in fp32 at 224 px, as the reference graph and as the deploy
 graph, runs the file on seeded pictures and compares it with the PyTorch model in float64. Writes
-``perf/parity.json`` and ``perf/parity.md``; the exit code is 1 when a row misses its bound. ``--arm`` runs
+``results/parity.json`` and its ``.md``; the exit code is 1 when a row misses its bound. ``--arm`` runs
 the files of ONNX Runtime and LiteRT on the emulated ARM CPUs (``mf-deploy setup arm``), whose kernels are
 others; without more options the deploy graphs of the 26M and the 294M. ``--resume`` keeps the rows that were
 measured with the same sources.
@@ -28,8 +28,8 @@ from mf_deploy.export.parity import reference_logits, seeded_pictures
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.arm import CPUS, DEVICE_PREFIX
 from mf_deploy.runtimes.arm.lab import open_lab
-from perf.artifacts import GRAPHS, HERE, MODELS, Graph, exported, random_model, sources_digest
-from perf.choices import chosen
+from scripts.artifacts import GRAPHS, MODELS, RESULTS, Graph, exported, random_model, sources_digest
+from scripts.choices import chosen
 
 HOST = "host"
 BOUNDS: dict[Target, float] = {"onnx": 1e-4, "tflite": 1e-4, "coreml": 1e-3}
@@ -61,7 +61,7 @@ class Row(Record):
 
 
 class Table(Record):
-    """What ``perf/parity.json`` holds."""
+    """What ``results/parity.json`` holds."""
 
     schema_version: Literal[1] = 1
     created: str
@@ -118,7 +118,7 @@ def markdown(table: Table) -> str:
         f"fp32, 224 px, seeded random weights, torch {table.torch}, {table.created}. Error: max |Δlogit| "
         "over the range of the logits, against the PyTorch model in float64, on 4 seeded pictures. Bounds: "
         + ", ".join(f"{BOUNDS[target]:.0e} on {ENGINES[target]}" for target in TARGETS)
-        + ". Made by `python -m perf.parity`.",
+        + ". Made by `python -m scripts.parity`.",
         "",
         "| model | graph | " + " | ".join(f"{ENGINES[t]} error | operators | MB" for t in TARGETS) + " |",
         "|---|---|" + "---:|" * 3 * len(TARGETS),
@@ -150,7 +150,7 @@ def _arm_table(rows: list[Row]) -> list[str]:
         "",
         "## On emulated ARM CPUs",
         "",
-        "The same error, of the engines' ARM builds (`python -m perf.parity --arm`).",
+        "The same error, of the engines' ARM builds (`python -m scripts.parity --arm`).",
         "",
         "| model | graph | engine | " + " | ".join(CPUS) + " |",
         "|---|---|---|" + "---:|" * len(CPUS),
@@ -174,13 +174,13 @@ def _load(path: Path) -> list[Row]:
     return read_record(path, Table, "Remove it and measure again.").rows if path.exists() else []
 
 
-@click.command("perf.parity")
+@click.command("scripts.parity")
 @click.option("--models", help="Comma-separated.")
 @click.option("--targets", help="Comma-separated.")
 @click.option("--graphs", help="Comma-separated.")
 @click.option("--arm", is_flag=True, help="On the emulated ARM CPUs, not on this machine.")
 @click.option("--resume", is_flag=True, help="Keep rows measured with the same sources.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=HERE / "parity.json")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=RESULTS / "parity.json")
 def command(
     models: str | None, targets: str | None, graphs: str | None, arm: bool, resume: bool, json_file: Path
 ) -> int:

@@ -1,11 +1,11 @@
 """int8 side by side: what the usual tools give by default, and what mf-quantize gives.
 
-    python -m perf.int8 [--part accuracy|instructions|all] [--models mobile_former_26m,...] [--samples 256]
+    python -m scripts.int8 [--part accuracy|instructions|all] [--models mobile_former_26m,...] [--samples 256]
 
 ``accuracy``: the trained 52M of the folder ``shared`` beside the checkout, calibrated on 256 training images,
 judged on 5000: top-1, agreement, SQNR, size, ARM instructions, and time on this host against the float model
 of the same engine, in turns. ``instructions``: seeded random weights at 224 px, our int8 against our fp32 on
-an emulated cortex-a76. Writes ``perf/int8.json`` and ``perf/int8.md``; a part left out keeps its figures.
+an emulated cortex-a76. Writes ``results/int8.json`` and its ``.md``; a part left out keeps its figures.
 """
 
 import shutil
@@ -38,11 +38,9 @@ from mf_deploy.export.tflite_quantizer import why_it_fails
 from mf_deploy.quantization import QuantPlan, QuantPolicy
 from mf_deploy.runtimes import open_reference, open_session
 from mf_deploy.runtimes.remembered import RememberedSession
-from perf.artifacts import random_model, record_of
-from perf.latency import host_speedup
+from scripts.artifacts import RESULTS, ROOT, SHARED, random_model, record_of
+from scripts.latency import host_speedup
 
-HERE = Path(__file__).resolve().parent
-SHARED = HERE.parent.parent / "shared"
 CPU = "arm:cortex-a76"
 COUNTED = tuple(f"mobile_former_{size}m" for size in (26, 52, 294, 508))
 ENGINES: dict[Target, str] = {"onnx": "ONNX Runtime", "tflite": "LiteRT", "coreml": "Core ML"}
@@ -179,7 +177,7 @@ def ours(trained: Trained, target: Target, scheme: str, folder: Path) -> Artifac
 
 
 def committed_plan(target: Target) -> QuantPlan:
-    path = HERE.parent / "examples/plans" / f"mobile_former_52m-{target}.json"
+    path = ROOT / "examples/plans" / f"mobile_former_52m-{target}.json"
     return read_record(path, QuantPlan, "Search for one with mf-quantize --scheme mixed.")
 
 
@@ -285,11 +283,11 @@ def markdown(tables: Tables) -> str:
     lines = [
         "# int8 side by side",
         "",
-        "Made by `python -m perf.int8`. The trained Mobile-Former 52M at 96 px, calibrated on 256 training "
-        "images, judged on 5,000 validation images against PyTorch. Drop with its 95 % interval. ARM: "
-        "instructions of one inference on an emulated cortex-a76, which is no latency. Host: time against "
-        "the plain fp32 export of the same engine, in turns in one process on x86, below 1 is faster. "
-        "Core ML runs on the MIL interpreter.",
+        "Made by `python -m scripts.int8`. The trained Mobile-Former 52M at 96 px, calibrated on 256 "
+        "training images, judged on 5,000 validation images against PyTorch. Drop with its 95 % interval. "
+        "ARM: instructions of one inference on an emulated cortex-a76, which is no latency. Host: time "
+        "against the plain fp32 export of the same engine, in turns in one process on x86, below 1 is "
+        "faster. Core ML runs on the MIL interpreter.",
         "",
         "| engine | tool | top-1 % | drop, points | agreement % | SQNR dB | int8 MACs % | MB | ARM M "
         "| host |",
@@ -331,7 +329,7 @@ def _interval(value: tuple[float, float, float] | None) -> str:
     return "" if value is None else f"{value[0]:+.2f} ({value[1]:+.2f} … {value[2]:+.2f})"
 
 
-@click.command("perf.int8")
+@click.command("scripts.int8")
 @click.option("--part", type=click.Choice(["accuracy", "instructions", "all"]), default="all")
 @click.option("--models", default=",".join(COUNTED), help="Variants to count, comma-separated.")
 @click.option("--targets", default=",".join(ENGINES), help="Targets of the accuracy part.")
@@ -339,7 +337,7 @@ def _interval(value: tuple[float, float, float] | None) -> str:
 @click.option("--limit", type=int, help="Judge on so many images only.")
 def command(part: str, models: str, targets: str, samples: int, limit: int | None) -> None:
     """Quantize by every tool, and measure."""
-    path, device = HERE / "int8.json", Arm(CPU)
+    path, device = RESULTS / "int8.json", Arm(CPU)
     tables = read_record(path, Tables, "Remove it.") if path.exists() else Tables()
     if part in ("accuracy", "all"):
 

@@ -1,11 +1,11 @@
 """What the exported models get right, on real images: the figures that the README quotes.
 
-    python -m perf.accuracy [--runs DIR] [--only mobile_former_52m]
+    python -m scripts.accuracy [--runs DIR] [--only mobile_former_52m]
 
 Exports a trained Mobile-Former and EfficientNet-Lite0 to every target, quantizes both (the latter with small
 images of other photographs, upscaled), and checks every artifact with mf-check. The data and the checkpoint
-lie in the folder ``shared`` beside the checkout. Writes ``perf/accuracy.json`` and ``perf/accuracy.md``; the
-exit code is 1 when PyTorch does not get the published counts, or an fp32 artifact does not agree with PyTorch
+lie in the folder ``shared`` beside the checkout. Writes ``results/accuracy.json`` and its ``.md``; the exit
+code is 1 when PyTorch does not get the published counts, or an fp32 artifact does not agree with PyTorch
 on 99.9 % of the images.
 """
 
@@ -23,9 +23,8 @@ from mf_deploy.cli.command import run_command
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.evaluation.accuracy import AccuracyReport, AccuracyReports
 from mf_deploy.evaluation.statistics import Proportion
+from scripts.artifacts import RESULTS, ROOT, SHARED
 
-HERE = Path(__file__).resolve().parent
-SHARED = HERE.parent.parent / "shared"
 COMMANDS = Path(sys.executable).parent
 MIN_AGREEMENT = 99.9
 
@@ -91,7 +90,7 @@ def measure(subject: Subject, runs: Path) -> list[AccuracyReport]:
 
 def _run(command: str, *arguments: str) -> None:
     click.echo(f"$ {command} {' '.join(arguments)}")
-    done = subprocess.run([str(COMMANDS / command), *arguments], cwd=HERE.parent, check=False)
+    done = subprocess.run([str(COMMANDS / command), *arguments], cwd=ROOT, check=False)
     if done.returncode:
         raise MfDeployError(f"{command} failed", f"exit code {done.returncode}", "See its message above.")
 
@@ -119,7 +118,7 @@ def markdown(reports: list[AccuracyReport], failures: list[str]) -> str:
         "Top-1 and top-5 as counts and percent. Drop: top-1 of PyTorch minus that of the artifact on the "
         "same images, with its 95 % interval (Tango). Agreement: images with the same top-1 as PyTorch. "
         "Core ML runs on the MIL interpreter: it checks the program, not Apple's kernels. Quantized with 256 "
-        "training images. Made by `python -m perf.accuracy`.",
+        "training images. Made by `python -m scripts.accuracy`.",
     ]
     for name in dict.fromkeys(report.model for report in reports):
         lines += ["", *_table([report for report in reports if report.model == name])]
@@ -154,7 +153,7 @@ def _rate(rate: Proportion | None) -> str:
     return f"{rate.count} ({rate.percent:.2f} %)" if rate is not None else ""
 
 
-@click.command("perf.accuracy")
+@click.command("scripts.accuracy")
 @click.option(
     "--runs", type=click.Path(path_type=Path), help="Where to export.  [default: a temporary folder]"
 )
@@ -163,7 +162,7 @@ def command(runs: Path | None, only: str | None) -> int:
     """Export, quantize and check both models; a model left out keeps its last figures."""
     if not SHARED.is_dir():
         raise MfDeployError(f"No data at {SHARED}", "no such folder", "Put images and checkpoint there.")
-    json_file = HERE / "accuracy.json"
+    json_file = RESULTS / "accuracy.json"
     known = read_record(json_file, AccuracyReports, "Remove it.").reports if json_file.exists() else []
     reports = {subject.name: [r for r in known if r.model == subject.name] for subject in SUBJECTS}
     with tempfile.TemporaryDirectory() as scratch:

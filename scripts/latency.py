@@ -1,9 +1,9 @@
 """Time on this host of the authors' graph over the deploy graph's, measured in turns.
 
-    python -m perf.latency [--models mobile_former_26m,...] [--targets onnx]
+    python -m scripts.latency [--models mobile_former_26m,...] [--targets onnx]
 
-Exports with seeded random weights (fp32, 224 px) or takes what an earlier perf command exported, runs both
-graphs with one thread in blocks that take turns, and writes ``perf/latency.json`` and ``perf/latency.md``.
+Exports with seeded random weights (fp32, 224 px) or takes what an earlier script exported, runs both
+graphs with one thread in blocks that take turns, and writes ``results/latency.json`` and its ``.md``.
 Models left out keep their last figures. Only ratios: they need a quiet machine, no certain one.
 """
 
@@ -19,8 +19,8 @@ from mf_deploy.benchmarks.protocol import Protocol
 from mf_deploy.benchmarks.ratio import ratio_of_medians
 from mf_deploy.cli.command import run_command
 from mf_deploy.runtimes import open_session
-from perf.artifacts import HERE, MODELS, exported, random_model
-from perf.choices import chosen
+from scripts.artifacts import MODELS, RESULTS, exported, random_model
+from scripts.choices import chosen
 
 ENGINES: dict[Target, str] = {"tflite": "LiteRT", "onnx": "ONNX Runtime"}
 PROTOCOL = Protocol(min_runs=200, min_seconds=3)
@@ -37,7 +37,7 @@ class Row(Record):
 
 
 class Table(Record):
-    """What ``perf/latency.json`` holds."""
+    """What ``results/latency.json`` holds."""
 
     schema_version: Literal[1] = 1
     rows: list[Row]
@@ -45,7 +45,7 @@ class Table(Record):
 
 def host_speedup(reference: Artifact, deploy: Artifact) -> tuple[float, float, float]:
     """Time of the reference graph over the deploy graph's on this machine, in turns, one thread."""
-    pair = (open_session(reference), open_session(deploy))
+    pair = (open_session(reference, as_written=True), open_session(deploy, as_written=True))
     inputs = (seeded_input(pair[0], PROTOCOL.seed), seeded_input(pair[1], PROTOCOL.seed))
     for session, prepared in zip(pair, inputs, strict=True):
         warm_up(session, prepared, PROTOCOL)
@@ -69,7 +69,7 @@ def page(rows: list[Row]) -> str:
         "",
         "How many times faster the deploy graph is: ratio of medians, both graphs in turns, with its 95 %",
         "interval (bootstrap over pairs of blocks). fp32, 224 × 224, 1 thread, seeded random weights.",
-        "Made by `python -m perf.latency`.",
+        "Made by `python -m scripts.latency`.",
         "",
         "| model | " + " | ".join(ENGINES.values()) + " | measured on |",
         "|---|" + "---:|" * len(ENGINES) + "---|",
@@ -83,12 +83,12 @@ def page(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@click.command("perf.latency")
+@click.command("scripts.latency")
 @click.option("--models", help="Comma-separated.  [default: all seven]")
 @click.option("--targets", help="Comma-separated: tflite, onnx.  [default: both]")
 def command(models: str | None, targets: str | None) -> None:
     """Time reference and deploy graphs in turns."""
-    path = HERE / "latency.json"
+    path = RESULTS / "latency.json"
     known = read_record(path, Table, "Remove it and measure again.").rows if path.exists() else []
     rows = {(row.model, row.target): row for row in known}
     for name in chosen(models, MODELS):

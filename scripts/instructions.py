@@ -1,11 +1,10 @@
 """What the deploy graph gains over the authors' graph as it is, in ARM instructions.
 
-    python -m perf.instructions [--models mobile_former_26m,...] [--targets onnx] [--ablation]
+    python -m scripts.instructions [--models mobile_former_26m,...] [--targets onnx] [--ablation]
 
 Exports with seeded random weights (fp32, 224 px), counts on the emulated CPU (``mf-deploy setup arm``) with
-one thread, and writes ``perf/instructions.json`` and ``perf/instructions.md``. ``--ablation`` instead adds
-one rewrite after the other and writes ``perf/ablation.json`` and ``perf/ablation.md``. Models left out keep
-their last figures.
+one thread, and writes ``results/instructions.json`` and its ``.md``. ``--ablation`` instead adds one rewrite
+after the other and writes ``results/ablation.json`` and its ``.md``. Models left out keep their last figures.
 """
 
 import tempfile
@@ -23,8 +22,8 @@ from mf_deploy.cli.command import run_command
 from mf_deploy.export import Probe, export
 from mf_deploy.export.lower import REWRITES, lower, reference_graph
 from mf_deploy.export.lower.graph import DeployGraph
-from perf.artifacts import GRAPHS, HERE, MODELS, exported, random_model, record_of
-from perf.choices import chosen
+from scripts.artifacts import GRAPHS, MODELS, RESULTS, exported, random_model, record_of
+from scripts.choices import chosen
 
 ABLATED = tuple(f"mobile_former_{size}m" for size in (26, 294))
 ENGINES: dict[Target, str] = {"tflite": "LiteRT", "onnx": "ONNX Runtime"}
@@ -93,7 +92,7 @@ def page(table: Table, device: str) -> str:
         "# ARM instructions of one inference",
         "",
         f"fp32, 224 × 224, 1 thread, emulated {device}: instruction counts, no latency. Made by",
-        f"`python -m perf.instructions`, {table.created}.",
+        f"`python -m scripts.instructions`, {table.created}.",
         "",
         "| model | engine | reference graph | deploy graph | ratio | a MAC |",
         "|---|---|---:|---:|---:|---:|",
@@ -115,7 +114,8 @@ def ablation_page(table: Table, device: str) -> str:
         "# What each rewrite gains",
         "",
         f"Million instructions of one inference, fp32, 224 × 224, 1 thread, emulated {device}; every line",
-        f"includes the rewrites above it. Made by `python -m perf.instructions --ablation`, {table.created}.",
+        "includes the rewrites above it. Made by `python -m scripts.instructions --ablation`, "
+        f"{table.created}.",
     ]
     for target, engine in ENGINES.items():
         rows = [row for row in table.rows if row.target == target]
@@ -133,7 +133,7 @@ def ablation_page(table: Table, device: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-@click.command("perf.instructions")
+@click.command("scripts.instructions")
 @click.option("--models", help="Comma-separated.  [default: all seven; the 26M and the 294M for --ablation]")
 @click.option("--targets", help="Comma-separated: tflite, onnx.  [default: both]")
 @click.option("--cpu", default="cortex-a76", show_default=True, help="cortex-a72, cortex-a76 or max.")
@@ -142,7 +142,7 @@ def command(models: str | None, targets: str | None, cpu: str, ablation: bool) -
     """Count the ARM instructions of reference and deploy graphs."""
     device = Arm(f"arm:{cpu}")
     work = ablate if ablation else compare
-    path = HERE / f"{'ablation' if ablation else 'instructions'}.json"
+    path = RESULTS / f"{'ablation' if ablation else 'instructions'}.json"
     rows = read_record(path, Table, "Remove it and count again.").rows if path.exists() else []
     for name in chosen(models, MODELS) if models or not ablation else ABLATED:
         for target in chosen(targets, tuple(ENGINES)):
