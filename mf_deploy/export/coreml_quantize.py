@@ -45,12 +45,16 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Layer:
-    """An operation with weights: its name, the tensor it reads, its module in the reference model."""
+    """An operation with weights: its name, the tensor it reads, its module in the reference model.
+
+    ``weight``: the name of its input that holds them.
+    """
 
     name: str
     kind: str
     input: str
     path: str
+    weight: str
 
 
 def layers_of(program: MilProgram, paths: Mapping[str, str]) -> list[Layer]:
@@ -63,7 +67,8 @@ def layers_of(program: MilProgram, paths: Mapping[str, str]) -> list[Layer]:
     by_weight = {f"p_network_{path}_weight".replace(".", "_"): path for path in paths}
     found = []
     for operation in program.operations:
-        weight = operation.inputs.get("weight") or operation.inputs.get("y")
+        place = "weight" if "weight" in operation.inputs else "y"
+        weight = operation.inputs.get(place)
         if operation.op_type not in WEIGHTED_OPERATIONS or weight is None or weight.op is None:
             continue
         if weight.val is None and not weight.op.op_type.startswith("constexpr_"):
@@ -71,7 +76,7 @@ def layers_of(program: MilProgram, paths: Mapping[str, str]) -> list[Layer]:
         if weight.name.startswith(BUFFER_PREFIX):
             continue
         path = paths.get(by_weight.get(weight.name.removesuffix("_to_fp16"), ""), "")
-        found.append(Layer(operation.name, operation.op_type, operation.inputs["x"].name, path))
+        found.append(Layer(operation.name, operation.op_type, operation.inputs["x"].name, path, place))
     return found
 
 
@@ -96,10 +101,48 @@ def quantize_model(
             config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(int8, activations))
             passes.append(_graph_pass(PREFIX_PASS, config=config, activation_stats=stats))
         weights = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=0)
-        weighted = [name for name, precision in precisions.items() if precision in ("int8", "w8")]
-        config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(weighted, weights))
-        passes.append(_graph_pass(WEIGHT_PASS, config=config))
+        weighted = {x.name: x.weight for x in layers if precisions[x.name] in ("int8", "w8")}
+        config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(map(own_weight, weighted), weights))
+        passes += [own_weights_pass(weighted), _graph_pass(WEIGHT_PASS, config=config)]
         return _apply_graph_pass(model, passes)
+
+
+def own_weight(operation: str) -> str:
+    """The name of the constant that holds the weights of ``operation`` alone."""
+    return f"{operation}_own_weight"
+
+
+def own_weights_pass(weighted: Mapping[str, str]) -> Any:
+    """A pass that gives each operation of ``weighted`` (name → input) a constant of its own for its weights.
+
+    A package holds equal constants once, whoever reads them, and coremltools refuses to quantize one that
+    operations with other settings read as well: the zeros of a LayerNorm and of a convolution's bias, in
+    half of the variants with random weights. So weights are chosen by constants that have one reader; those
+    that stay equal are shared again when the package is written.
+    """
+    from coremltools.converters.mil.mil import Builder
+    from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
+    from coremltools.converters.mil.mil.passes.helper import block_context_manager
+
+    @block_context_manager
+    def separate(block: Any) -> None:
+        for operation in list(block.operations):
+            if operation.name not in weighted:
+                continue
+            shared = operation.inputs[weighted[operation.name]]
+            own = Builder.const(val=shared.val, before_op=operation, name=own_weight(operation.name))
+            block.replace_uses_of_var_after_op(
+                anchor_op=own.op, end_op=operation, old_var=shared, new_var=own
+            )
+            if not shared.child_ops and shared not in block.outputs:
+                block.remove_ops([shared.op])
+
+    class OwnWeights(AbstractGraphPass):  # type: ignore[misc]
+        def apply(self, prog: Any) -> None:
+            for function in prog.functions.values():
+                separate(function)
+
+    return OwnWeights()
 
 
 def _graph_pass(name: str, **settings: Any) -> Any:

@@ -300,6 +300,42 @@ def test_a_plan_decides_layer_by_layer(net: nn.Module, tmp_path: Path) -> None:
     assert parameters["int8"] == sum(net.get_submodule(n).weight.numel() for n in ("stem.0", "head", "point"))
 
 
+class Twins(nn.Module):
+    """Constants that are equal: the weights of two layers, a norm's offsets and a layer's biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(3, 16, 3, 2, 1)
+        self.second.load_state_dict(self.first.state_dict())
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 16)
+        nn.init.zeros_(self.head.bias)
+        self.last = nn.Linear(16, len(LABELS))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = (self.first(image) - torch.tanh(self.second(image))).mean((2, 3))
+        return self.last(self.norm(self.head(tokens)))
+
+
+@pytest.mark.parametrize("second", ["w8", "fp32"])
+@pytest.mark.parametrize("scheme", ["w8", "w8a8"])
+def test_equal_constants_may_be_quantized_apart(scheme: str, second: str, tmp_path: Path) -> None:
+    """A package holds them once, and coremltools refuses settings that contradict each other."""
+    torch.manual_seed(0)
+    twins = Twins().eval().requires_grad_(False)
+    graph, shown = graph_of(twins), pictures(4)
+    quantizer = EXPORTER.quantizer(
+        graph, QuantPolicy(scheme), ExportOptions(), lambda: iter(np.split(shown, 4))
+    )
+    precision = "int8" if scheme == "w8a8" else "w8"
+    plan = QuantPlan(model="tiny", modules={"": precision, "second": second})
+    package = tmp_path / quantizer.write(plan, tmp_path).model_file
+    stored = sum(twins.get_submodule(name).weight.numel() for name in ("first", "head", "last"))
+    assert EXPORTER.count(package).parameters["int8"] == stored  # what both have in int8 is there once
+    image = graph.record.preprocessing.normalize(shown)
+    actual = np.concatenate([Interpreter(package).run({"image": each[None]})["logits"] for each in image])
+    assert relative_error(actual, twins(torch.from_numpy(image)).numpy()) < 0.1
+
+
 class Clip(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.clamp(x, 0, 6)
