@@ -5,7 +5,7 @@ from mf_deploy.calibration.search import fallback
 from mf_deploy.calibration.sensitivity import Progress, Sensitivity
 from mf_deploy.calibration.trials import Trials
 from mf_deploy.quantization import QuantPlan
-from mf_deploy.runtimes.arm.counting import count_inference, total
+from mf_deploy.runtimes.arm.counting import Counter
 from mf_deploy.runtimes.arm.lab import Lab
 
 CPU = "cortex-a76"
@@ -21,18 +21,22 @@ def with_costs(sensitivity: Sensitivity, trials: Trials, lab: Lab, progress: Pro
     everything = QuantPlan.uniform(sensitivity.model, "int8")
     units, counted = sensitivity.units, []
     instead = fallback(sensitivity.target, "arm")
-    with trials.written(everything) as artifact:
-        all_int8 = instructions(artifact, lab)
-    for done, unit in enumerate(units, start=1):
-        progress(done, len(units) + 1)
-        with trials.written(everything.with_precision([unit.unit], instead)) as artifact:
-            without = instructions(artifact, lab)
-        counted.append(unit.model_copy(update={"arm_cost": without - all_int8}))
+    with Counter(lab, CPU) as counter:
+
+        def count(plan: QuantPlan) -> int:
+            with trials.written(plan) as artifact:
+                return counter.instructions(artifact.model_path)
+
+        all_int8 = count(everything)
+        for done, unit in enumerate(units, start=1):
+            progress(done, len(units) + 1)
+            without = count(everything.with_precision([unit.unit], instead))
+            counted.append(unit.model_copy(update={"arm_cost": without - all_int8}))
     progress(len(units) + 1, len(units) + 1)
     return sensitivity.model_copy(update={"units": counted, "arm_instructions": all_int8})
 
 
 def instructions(artifact: Artifact, lab: Lab) -> int:
     """Of one inference on the emulated CPU, with one thread."""
-    counts, _ = count_inference(lab, CPU, artifact.model_path, runs=1)
-    return total(counts[0])
+    with Counter(lab, CPU) as counter:
+        return counter.instructions(artifact.model_path)

@@ -76,6 +76,17 @@ def cheaper_in_float(sensitivity: Sensitivity, objective: Objective) -> set[str]
     }
 
 
+def keeps_budget_in_int8(model: str, judge: Callable[[QuantPlan], Verdict]) -> SearchResult | None:
+    """The search that is over at once: everything in int8 keeps the budget. None where it does not."""
+    everything = QuantPlan.uniform(model, "int8")
+    verdict = judge(everything)
+    if not verdict.passed:
+        return None
+    return SearchResult(
+        plan=everything, passed=True, steps=[SearchStep(in_float=[], passed=True, sqnr_db=verdict.sqnr_db)]
+    )
+
+
 def search_plan(
     sensitivity: Sensitivity, judge: Callable[[QuantPlan], Verdict], objective: Objective = "arm"
 ) -> SearchResult:

@@ -97,8 +97,7 @@ def search_and_write(
         the artifact, and whether it keeps the budget.
     """
     from mf_deploy.artifact import write_whole
-    from mf_deploy.calibration.cost import instructions, with_costs
-    from mf_deploy.calibration.search import search_plan
+    from mf_deploy.calibration.search import keeps_budget_in_int8, search_plan
     from mf_deploy.calibration.trials import Trials
     from mf_deploy.evaluation.budget import BudgetJudge
     from mf_deploy.export import calibrate, write_quantized
@@ -107,45 +106,46 @@ def search_and_write(
     with working(f"Calibrating {graph.record.source.name} for {target}"):
         calibrated = calibrate(graph, target, images, policy, options)
     trials = Trials(calibrated.exporter, graph, calibrated.quantizer)
-    sensitivity = _measure(trials, images, probe, target)
-    lab = _lab_for(target) if budget.objective == "arm" else None
-    if lab:
-        with progress_bar(f"ARM instructions of {target}") as progress:
-            sensitivity = with_costs(sensitivity, trials, lab, progress)
-    plans.mkdir(exist_ok=True)
-    write_whole(plans / f"{target}-sensitivity.json", sensitivity.model_dump_json(indent=2).encode())
-    _print_sensitivity(sensitivity)
-    if budget.report:
-        from mf_deploy.report.sensitivity import render_sensitivity
-
-        page = plans / f"{target}-sensitivity.html"
-        write_whole(page, render_sensitivity(sensitivity).encode())
-        click.echo(f"drawn in {page}", err=True)
     judge = BudgetJudge(run, trials, budget.images, budget.gates)
-    judged: list[AccuracyReport] = []
+    judged: dict[str, AccuracyReport] = {}
 
     def judge_aloud(plan: "QuantPlan") -> "AccuracyReport":
-        with working(f"Judging plan {len(judged) + 1} on {len(budget.images)} images"):
-            verdict = judge(plan)
-        judged.append(verdict)
-        click.echo(_verdict_line(plan, verdict), err=True)
-        return verdict
+        """What the judge says of a plan, which it is asked about once."""
+        key = plan.model_dump_json()
+        if key not in judged:
+            with working(f"Judging plan {len(judged) + 1} on {len(budget.images)} images"):
+                judged[key] = judge(plan)
+            click.echo(_verdict_line(plan, judged[key]), err=True)
+        return judged[key]
 
-    result = search_plan(sensitivity, judge_aloud, budget.objective)
+    plans.mkdir(exist_ok=True)
+    result, sensitivity = keeps_budget_in_int8(graph.record.source.name, judge_aloud), None
+    if result is None or budget.report:
+        sensitivity = _measure(trials, images, probe, target, budget, plans)
+    if result is None:
+        assert sensitivity is not None  # just measured
+        result = search_plan(sensitivity, judge_aloud, budget.objective)
     out, other = (out, over_budget(out)) if result.passed else (over_budget(out), out)
     with working(f"Writing {out.name}"):
         artifact = write_quantized(calibrated, result.plan, policy.scheme, out, probe, force)
     write_whole(plans / f"{out.name}.json", result.plan.model_dump_json(indent=2).encode())
-    if lab and sensitivity.arm_instructions:
-        taken, in_int8 = instructions(artifact, lab), sensitivity.arm_instructions
-        click.echo(
-            f"{target}: {taken / 1e6:.2f} M ARM instructions, {in_int8 / 1e6:.2f} M all in int8", err=True
-        )
+    if sensitivity and sensitivity.arm_instructions:
+        _print_instructions(artifact, sensitivity.arm_instructions)
     if other.exists():
         click.echo(f"{other.name} is of an earlier search", err=True)
     if not result.passed:
-        _print_failure(artifact, budget, result, judged)
+        _print_failure(artifact, budget, result, list(judged.values()))
     return artifact, result.passed
+
+
+def _print_instructions(artifact: "Artifact", in_int8: int) -> None:
+    """What an inference with the plan found costs, beside one with everything in int8."""
+    from mf_deploy.calibration.cost import instructions
+    from mf_deploy.runtimes.arm.lab import open_lab
+
+    taken = in_int8 if artifact.manifest.plan == {"": "int8"} else instructions(artifact, open_lab())
+    counts = f"{taken / 1e6:.2f} M ARM instructions, {in_int8 / 1e6:.2f} M all in int8"
+    click.echo(f"{artifact.manifest.target}: {counts}", err=True)
 
 
 def over_budget(out: Path) -> Path:
@@ -164,7 +164,17 @@ def _lab_for(target: "Target") -> "Lab | None":
     return lab
 
 
-def _measure(trials: "Trials", images: "LabelledImages", probe: "Probe", target: str) -> "Sensitivity":
+def _measure(
+    trials: "Trials",
+    images: "LabelledImages",
+    probe: "Probe",
+    target: "Target",
+    budget: Budget,
+    plans: Path,
+) -> "Sensitivity":
+    """What int8 costs each part, printed and kept in ``plans``; with counts where the objective asks."""
+    from mf_deploy.artifact import write_whole
+    from mf_deploy.calibration.cost import with_costs
     from mf_deploy.calibration.sensitivity import measure_sensitivity
     from mf_deploy.models.counting import count_layers
 
@@ -172,7 +182,20 @@ def _measure(trials: "Trials", images: "LabelledImages", probe: "Probe", target:
     pictures = next(iter(images.batches(preprocessing, SENSITIVITY_IMAGES))).pictures
     macs = count_layers(probe.model, preprocessing.input_size)
     with progress_bar(f"Sensitivity of {target}") as progress:
-        return measure_sensitivity(trials, pictures, macs, progress)
+        sensitivity = measure_sensitivity(trials, pictures, macs, progress)
+    lab = _lab_for(target) if budget.objective == "arm" else None
+    if lab:
+        with progress_bar(f"ARM instructions of {target}") as progress:
+            sensitivity = with_costs(sensitivity, trials, lab, progress)
+    write_whole(plans / f"{target}-sensitivity.json", sensitivity.model_dump_json(indent=2).encode())
+    _print_sensitivity(sensitivity)
+    if budget.report:
+        from mf_deploy.report.sensitivity import render_sensitivity
+
+        page = plans / f"{target}-sensitivity.html"
+        write_whole(page, render_sensitivity(sensitivity).encode())
+        click.echo(f"drawn in {page}", err=True)
+    return sensitivity
 
 
 def _print_sensitivity(sensitivity: "Sensitivity") -> None:

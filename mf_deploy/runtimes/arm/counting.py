@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -38,6 +40,36 @@ def count_inference(lab: Lab, cpu: str, model: Path, runs: int = 3) -> tuple[lis
     with Emulator(lab, cpu, model, counting=True) as emulator:
         inputs = emulator.random_inputs()
         return [region.counts for region in emulator.count(inputs, runs=runs)], inputs
+
+
+class Counter:
+    """Counts inferences of many models in one emulated process, which starts with the first of them."""
+
+    def __init__(self, lab: Lab, cpu: str) -> None:
+        self.lab, self.cpu = lab, cpu
+        self._emulator: Emulator | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._emulator is not None:
+            self._emulator.close()
+
+    def instructions(self, model: Path) -> int:
+        """Of one inference with one thread on a random input, after an uncounted one.
+
+        Raises:
+            MfDeployError: the engine refuses the model, or dies.
+        """
+        if self._emulator is None:
+            self._emulator = Emulator(self.lab, self.cpu, model, counting=True, apart=True)
+        else:
+            self._emulator.open(model)
+        region = self._emulator.count(self._emulator.random_inputs(), runs=1)[0]
+        return total(region.counts)
 
 
 def median(counts: Sequence[Counts]) -> Counts:

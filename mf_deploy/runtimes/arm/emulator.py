@@ -1,4 +1,4 @@
-"""One emulated process with one model in it: inputs go in through a pipe, outputs or counts come back."""
+"""One emulated process with a model in it: inputs go in through a pipe, outputs or counts come back."""
 
 import signal
 import subprocess
@@ -73,6 +73,8 @@ class Emulator:
         threads: compute threads of the engine; 1 where instructions are counted.
         counting: load the counter, which slows the emulation down.
         profile: the engine's profiler is on, for ``operators``; it cannot ``run`` then.
+        apart: each model has a copy of the process to itself, so that counts do not depend on the models
+            before it.
 
     Raises:
         MfDeployError: the engine refuses the model, or dies.
@@ -86,12 +88,11 @@ class Emulator:
         threads: int = 1,
         counting: bool = False,
         profile: bool = False,
+        apart: bool = False,
     ) -> None:
-        engine = SUFFIXES.get(model.suffix)
-        if engine is None or not model.is_file():
-            why = "no such file" if engine else "not a .onnx or .tflite file"
-            raise MfDeployError(f"Cannot emulate {model}", why, "Give a .onnx or .tflite file.")
-        self.cpu, self.model = cpu, model
+        self.cpu, self.model, self._threads, self._profiles = cpu, model, threads, profile
+        self._apart, self._copied = apart, False
+        _require_model(model)
         self._scratch = tempfile.TemporaryDirectory(prefix="mf-arm-")
         self._said = Path(self._scratch.name, "said")
         self._counts = Path(self._scratch.name, "counts") if counting else None
@@ -104,19 +105,7 @@ class Emulator:
                 stderr=said,
             )
         self.close = weakref.finalize(self, _end, self._process, self._scratch)
-        request = {
-            "engine": engine,
-            "model": str(model.absolute()),
-            "threads": threads,
-            "profile": str(Path(self._scratch.name, "profile")) if profile else None,
-        }
-        try:
-            tensors, _ = self._ask(request)
-        except BaseException:
-            self.close()
-            raise
-        self.inputs = [_tensor(described) for described in tensors.get("inputs", ())]
-        self.outputs = [_tensor(described) for described in tensors.get("outputs", ())]
+        self.open(model)
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +114,28 @@ class Emulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def open(self, model: Path) -> None:
+        """Open another model in its engine, in place of the one before; a start of Python costs more.
+
+        Raises:
+            MfDeployError: as for the first one; the process is then gone.
+        """
+        self.model, engine = model, _require_model(model)
+        profile = str(Path(self._scratch.name, "profile")) if self._profiles else None
+        request = {"do": "open", "engine": engine, "model": str(model.absolute())}
+        try:
+            if self._copied:
+                self._ask({"do": "end"})
+            if self._apart:
+                self._ask({"do": "apart", "engine": engine})
+            self._copied = self._apart
+            tensors, _ = self._ask(request | {"threads": self._threads, "profile": profile})
+        except BaseException:
+            self.close()
+            raise
+        self.inputs = [_tensor(described) for described in tensors.get("inputs", ())]
+        self.outputs = [_tensor(described) for described in tensors.get("outputs", ())]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """One inference; arrays in the order and dtypes of ``inputs`` and ``outputs``."""
@@ -189,6 +200,15 @@ class Emulator:
             "The engine's ARM kernels cannot run this model.",
             GATE_FAILED,
         )
+
+
+def _require_model(model: Path) -> str:
+    """The engine of a model file that is there."""
+    engine = SUFFIXES.get(model.suffix)
+    if engine is None or not model.is_file():
+        why = "no such file" if engine else "not a .onnx or .tflite file"
+        raise MfDeployError(f"Cannot emulate {model}", why, "Give a .onnx or .tflite file.")
+    return engine
 
 
 def _end(process: subprocess.Popen[bytes], scratch: tempfile.TemporaryDirectory[str]) -> None:

@@ -5,6 +5,14 @@ from typing import Any
 import numpy as np
 
 
+def load_engine(name: str) -> None:
+    """Import an engine, so that opening a model need not."""
+    if name == "onnx":
+        import onnxruntime  # noqa: F401
+    else:
+        import ai_edge_litert.interpreter  # noqa: F401
+
+
 class OnnxModel:
     """A model in onnxruntime, with ``threads`` compute threads."""
 

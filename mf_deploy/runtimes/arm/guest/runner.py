@@ -1,4 +1,4 @@
-"""Runs one model for the host, message by message."""
+"""Runs models for the host, one after the other, message by message."""
 
 import ctypes
 import gc
@@ -8,10 +8,11 @@ import sys
 from typing import IO, Any
 
 import numpy as np
-from engines import OnnxModel, TfliteModel
+from engines import OnnxModel, TfliteModel, load_engine
 from messages import receive, send
 
 REGION = 0x6D66  # the magic prctl option that count.c watches
+PR_SET_PDEATHSIG = 1
 
 
 def open_model(request: dict[str, Any]) -> Any:
@@ -41,13 +42,28 @@ def count(model: Any, inputs: list[np.ndarray], warmup: int, runs: int, calls: i
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Load the model that the first message names, then answer the others until the host hangs up."""
-    request, _ = receive(requests)
-    model = open_model(request)
-    send(answers, {} if request["profile"] else model.tensors())
+    """Answer messages until the host hangs up; a model is opened before anything is asked of it.
+
+    ``apart`` goes on in a copy of this process, until ``end``: what a model leaves behind in memory would
+    change the counts of the next one.
+    """
+    model: Any = None
     while True:
         request, inputs = receive(requests)
-        if request["do"] == "count":
+        if request["do"] == "apart":
+            load_engine(request["engine"])
+            copy = os.fork()
+            if copy:
+                end_as(os.waitpid(copy, 0)[1])
+            else:
+                die_with_parent()
+            send(answers, {})
+        elif request["do"] == "end":
+            os._exit(0)
+        elif request["do"] == "open":
+            model = open_model(request)
+            send(answers, {} if request["profile"] else model.tensors())
+        elif request["do"] == "count":
             count(model, inputs, request["warmup"], request["runs"], request["calls"])
             send(answers, {})
         elif request["do"] == "operators":
@@ -56,6 +72,17 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             model.prepare(inputs)
             model.invoke()
             send(answers, {}, model.outputs())
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that it is a copy of ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def end_as(status: int) -> None:
+    """End this process by the signal that ended the copy, so that the host hears of it."""
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), os.WTERMSIG(status))
 
 
 def main() -> None:
