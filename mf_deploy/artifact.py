@@ -127,9 +127,13 @@ class Manifest(Record):
     half_precision: bool = Field(
         False, description="the engine may compute what is fp32 in float16, on processors that have it"
     )
+    weight_type: Literal["uint8", "int8"] | None = Field(
+        None, description="of ONNX Runtime's integer products; int8 saturates on x86 without VNNI"
+    )
     plan: dict[str, str] | None = Field(None, description="module path to precision, as it was asked for")
     calibration: Calibration | None = None
     ran_on: list[str] = Field([], description="emulated ARM CPUs that ran it before it was handed over")
+    remarks: list[str] = Field([], description="what its user should know of how it was made or judged")
     rewrites: list[str]
     parity: Parity
     tools: dict[str, str]

@@ -1,12 +1,17 @@
 """Fixtures that every room's tests share."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from mf_deploy.runtimes.arm.lab import Lab
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -48,6 +53,18 @@ def _run_demo(out: Path) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=out)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def lab() -> "Lab":
+    """The lab in this machine's cache, set up now if it is not there."""
+    from mf_deploy.runtimes.arm.lab import QEMU
+
+    if not (shutil.which(QEMU) and shutil.which("gcc") and shutil.which("apt-get")):
+        pytest.skip(f"needs {QEMU} and gcc on Debian or Ubuntu: apt-get install qemu-user gcc")
+    from mf_deploy.runtimes.arm.setup import set_up
+
+    return set_up()
 
 
 @pytest.fixture(scope="session")

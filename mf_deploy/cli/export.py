@@ -220,6 +220,9 @@ def print_artifacts(artifacts: "list[Artifact]", as_json: bool) -> None:
             f"{parity.agreement:.0%} of {parity.samples}",
         )
     console().print(table)
+    for artifact in artifacts:
+        for remark in artifact.manifest.remarks:
+            click.echo(f"{artifact.name}: {remark}", err=True)
 
 
 def _shares(counts: dict[str, int]) -> str:

@@ -1,8 +1,8 @@
 """Write artifacts: float exports and quantized ones, each proven before it is handed over."""
 
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from mf_deploy.artifact import (
     whole_folder,
 )
 from mf_deploy.errors import GATE_FAILED, MfDeployError, nearest, require
-from mf_deploy.export.arm_proof import prove_on_arm
+from mf_deploy.export.arm_proof import RefusedOnArm, prove_on_arm
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.export.module_paths import weighted_modules
 from mf_deploy.export.parity import gate_parity, measure_parity, seeded_pictures
@@ -120,11 +120,14 @@ def export(
             "not a float scheme",
             nearest(scheme, list(exporter.float_schemes)),
         )
+
+    def write(folder: Path, half: bool) -> Artifact:
+        chosen = options if half else replace(options, half_precision=False)
+        written = exporter.write(graph, scheme, chosen, folder)
+        return Artifact(folder, describe(folder, exporter, graph, scheme, written))
+
     with whole_folder(out, force) as folder:
-        written = exporter.write(graph, scheme, options, folder)
-        artifact = Artifact(folder, describe(folder, exporter, graph, scheme, written))
-        _prove(artifact, out.name, probe)
-        _write_manifest(artifact)
+        _prove_and_keep(write, folder, out.name, probe)
     return Artifact.open(out)
 
 
@@ -183,9 +186,10 @@ def write_quantized(
     """
     exporter, graph = calibrated.exporter, calibrated.graph
     plan.check(weighted_modules(probe.model).values())
-    with whole_folder(out, force) as folder:
-        written = calibrated.quantizer.write(plan, folder)
-        manifest = describe(folder, exporter, graph, scheme, written)
+
+    def write(folder: Path, half: bool) -> Artifact:
+        quantizer = calibrated.quantizer if half else calibrated.quantizer.in_single_precision()
+        manifest = describe(folder, exporter, graph, scheme, quantizer.write(plan, folder))
         manifest.plan, manifest.calibration = dict(plan.modules), calibrated.images
         if not manifest.quantization.parameters.get("int8"):
             raise MfDeployError(
@@ -194,10 +198,10 @@ def write_quantized(
                 "Choose another scheme, or a plan that leaves less in fp32.",
                 GATE_FAILED,
             )
-        artifact = Artifact(folder, manifest)
-        _prove(artifact, out.name, probe)
-        manifest.ran_on = prove_on_arm(artifact, out.name, probe.pictures)
-        _write_manifest(artifact)
+        return Artifact(folder, manifest)
+
+    with whole_folder(out, force) as folder:
+        _prove_and_keep(write, folder, out.name, probe)
     return Artifact.open(out)
 
 
@@ -261,6 +265,7 @@ def describe(
         reference_sha256=graph.record.weights_sha256 or None,
         quantization=counts,
         half_precision=written.half_precision,
+        weight_type=written.weight_type,
         rewrites=list(graph.rewrites),
         parity=Parity(
             inputs="", samples=0, max_abs_error=0, logits_range=0, agreement=0, sqnr_db=0, tolerance=None
@@ -276,11 +281,31 @@ def describe(
     )
 
 
+def _prove_and_keep(write: Callable[[Path, bool], Artifact], folder: Path, name: str, probe: Probe) -> None:
+    """Write a model file and its manifest into ``folder``, once it is proven here and on ARM.
+
+    A file whose floats an ARM CPU refuses, or gets wrong, in half precision is written again without it.
+    Float files have no other kernels on ARM, and are proven here only.
+
+    Args:
+        write: writes the model file and describes it; the flag allows half precision.
+    """
+    artifact = write(folder, True)
+    try:
+        _prove(artifact, name, probe)
+    except RefusedOnArm as error:
+        if not artifact.manifest.half_precision:
+            raise
+        artifact = write(folder, False)
+        artifact.manifest.remarks.append(f"without half precision: {error.what}, {error.why}")
+        _prove(artifact, name, probe)
+    (folder / MANIFEST_NAME).write_text(artifact.manifest.model_dump_json(indent=2))
+
+
 def _prove(artifact: Artifact, name: str, probe: Probe) -> None:
-    """Compare the model file with the reference on this machine; the manifest takes the figures."""
-    artifact.manifest.parity = measure_parity(artifact, probe.model, probe.pictures, probe.inputs)
-    gate_parity(name, artifact.manifest.parity)
-
-
-def _write_manifest(artifact: Artifact) -> None:
-    (artifact.folder / MANIFEST_NAME).write_text(artifact.manifest.model_dump_json(indent=2))
+    """Compare the model file with the reference on this machine, and this machine with ARM CPUs."""
+    manifest = artifact.manifest
+    manifest.parity = measure_parity(artifact, probe.model, probe.pictures, probe.inputs)
+    gate_parity(name, manifest.parity)
+    if manifest.half_precision or manifest.quantization.parameters.get("int8"):
+        manifest.ran_on = prove_on_arm(artifact, name, probe.pictures)

@@ -18,6 +18,13 @@ import numpy as np
 from mf_deploy.export.onnx_file import int8_codes, least_scales
 from mf_deploy.export.onnx_graph import MOVING, Chain, FloatGraph, attribute
 from mf_deploy.export.ranges import Range
+from mf_deploy.runtimes.onnx_saturation import (
+    UNSIGNED_ZERO,
+    WeightType,
+    as_unsigned,
+    can_saturate,
+    kernel_order,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -41,11 +48,13 @@ class IntegerWriter:
     Args:
         is_int8: whether the layer with a weight of that name takes part.
         range_of: the range of a float tensor, for its codes.
+        weight_type: the form of weights whose int8 products can saturate; the others are int8.
     """
 
     source: FloatGraph
     is_int8: Callable[[str], bool]
     range_of: Callable[[str], Range]
+    weight_type: WeightType = "uint8"
     nodes: list["NodeProto"] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     shapes: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
@@ -284,13 +293,20 @@ class IntegerWriter:
     def _matrix(self, name: str, weight: np.ndarray, scale: str, zero: str) -> list[str]:
         """Operands 1 to 5 of ``MatMulIntegerToFloat`` for a weight (K, N)."""
         codes, scales = int8_codes(weight, 1)
-        return [
-            self.constant(f"{name}_int8", np.ascontiguousarray(codes)),
-            scale,
-            self.constant(f"{name}_scale", scales),
-            zero,
-            self.constant(f"{name}_zero", np.zeros(len(scales), np.int8)),
-        ]
+        stored, weight_zero = self._stored(name, codes, None)
+        return [stored, scale, self.constant(f"{name}_scale", scales), zero, weight_zero]
+
+    def _stored(self, name: str, codes: np.ndarray, groups: int | None) -> tuple[str, str]:
+        """int8 ``codes`` of a weight, and their zero point, in the form that every host computes exactly.
+
+        One zero point for all channels is cheaper than one for each: 0.4 % of the 294M (cortex-a76).
+        """
+        rows = kernel_order(codes, groups) if self.weight_type == "uint8" else None
+        if rows is None or not can_saturate(rows):
+            zero = self.constant("weight_zero_int8", np.array(0, np.int8))
+            return self.constant(f"{name}_int8", np.ascontiguousarray(codes)), zero
+        zero = self.constant("weight_zero_uint8", np.array(UNSIGNED_ZERO, np.uint8))
+        return self.constant(f"{name}_uint8", np.ascontiguousarray(as_unsigned(codes))), zero
 
     def _chain(self, node: "NodeProto") -> Chain:
         """What becomes part of ``node``; not a clip that leads to floats, where the sums can be floats."""
@@ -348,8 +364,8 @@ class IntegerWriter:
             gain = self._vector(chain.gain)
             weight_scale = self.emit("Mul", [gain, weight_scale], f"{name}_gained_scale")
         operands = [self.codes(source), source_scale, source_zero]
-        operands += [self.constant(f"{name}_int8", codes), weight_scale]
-        operands += [self.constant(f"{name}_zero", np.zeros(len(scales), np.int8)), *end_codes]
+        stored, weight_zero = self._stored(name, codes, attribute(node, "group", 1))
+        operands += [stored, weight_scale, weight_zero, *end_codes]
         operands.append(self.constant(f"{name}_bias", steps))
         attributes = {
             key: attribute(node, key, default)

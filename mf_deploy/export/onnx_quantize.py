@@ -36,7 +36,7 @@ PICTURE_INPUT = "network."  # what the names begin with where normalisation is p
 
 @dataclass
 class OnnxQuantizer(Quantizer):
-    """U8 activations and S8 per-channel weights, which x86 and ARM both run."""
+    """uint8 activations and per-channel weights with one zero point, which x86 and ARM both run."""
 
     graph: DeployGraph
     model: "ModelProto"
@@ -96,7 +96,10 @@ class OnnxQuantizer(Quantizer):
         path = folder / self.written.model_file
         onnx.save(model, str(path))
         onnx.checker.check_model(str(path))
-        return replace(self.written, outputs=outputs)
+        integers = "int8" in precision.values()
+        return replace(
+            self.written, outputs=outputs, weight_type=self.options.weight_type if integers else None
+        )
 
     def _coded(self, model: "ModelProto", output: TensorInfo) -> TensorInfo:
         """Make ``output`` of ``model`` integer codes over the range seen, if they are asked for."""
@@ -118,5 +121,8 @@ class OnnxQuantizer(Quantizer):
             return model
         assert ranges is not None  # a policy with such a plan needs ranges
         return IntegerWriter(
-            self.source, weights.__contains__, lambda name: ranges.range(name, method)
+            self.source,
+            weights.__contains__,
+            lambda name: ranges.range(name, method),
+            self.options.weight_type,
         ).write()

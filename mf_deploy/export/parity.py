@@ -42,6 +42,8 @@ def measure_parity(artifact: Artifact, model: nn.Module, pictures: np.ndarray, i
     manifest = artifact.manifest
     expected, rounding = reference_logits(model, manifest.preprocessing.normalize(pictures))
     session = open_session(artifact)
+    if session.remark is not None and session.remark not in manifest.remarks:
+        manifest.remarks.append(session.remark)
     actual = session.run(pictures)[manifest.outputs[0].name].astype(np.float64)
     spread = float(np.ptp(expected))
     floor = ROUNDING_MARGIN * rounding / max(spread, 1e-12)

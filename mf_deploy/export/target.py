@@ -11,6 +11,7 @@ from mf_deploy.artifact import Quantization, Scheme, Target, TensorInfo
 from mf_deploy.errors import MfDeployError
 from mf_deploy.export.lower.graph import DeployGraph
 from mf_deploy.quantization import Interface, QuantPlan, QuantPolicy
+from mf_deploy.runtimes.onnx_saturation import WeightType
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -24,11 +25,16 @@ class ExportOptions:
 
     ``input``: normalised floats, the uint8 RGB picture as a camera gives it, or the same minus 128 as int8.
     ``output``: float logits, or integers that the manifest's scale and zero point turn into logits.
+    ``weight_type``: of ONNX files' integer products. ``uint8`` is exact on every processor; ``int8`` is
+    cheaper on ARM cores without dot products, and saturates on x86 without VNNI.
+    ``half_precision``: LiteRT may compute what is float in float16, on processors that have it.
     """
 
     input: Interface = "float"
     output: Interface = "float"
     deployment_target: str = "iOS16"
+    weight_type: WeightType = "uint8"
+    half_precision: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class WrittenModel:
     outputs: list[TensorInfo]
     tools: dict[str, str]
     half_precision: bool = False
+    weight_type: WeightType | None = None
 
 
 class Quantizer(ABC):
@@ -60,6 +67,10 @@ class Quantizer(ABC):
         Raises:
             MfDeployError: the engine cannot take the model in any of the forms that serve the plan.
         """
+
+    def in_single_precision(self) -> "Quantizer":
+        """The same, whose files keep an engine from computing in float16."""
+        return self
 
 
 class TargetExporter(ABC):

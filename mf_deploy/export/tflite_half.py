@@ -22,8 +22,8 @@ def allow_half(graph: TfliteGraph) -> None:
     """Mark ``graph``, and put what would keep XNNPACK from half precision into other words.
 
     From the first operator that it has in float32 only, XNNPACK computes everything that follows in
-    float32. Two such are exact under another name: a mean of squares, which is what it makes of
-    mean(c·c), and a matrix product with a constant, which it refuses.
+    float32. Three such are exact in other words: a mean of squares, which is what it makes of mean(c·c), a
+    matrix product with a constant, and one whose first operand is transposed, both of which it refuses.
     """
     writer = {int(index): operator for operator in graph.operators for index in operator.outputs}
     for operator in graph.operators:
@@ -35,6 +35,8 @@ def allow_half(graph: TfliteGraph) -> None:
             rewritten += [
                 _computed(graph, operator, place) for place in (0, 1) if _constant(graph, operator, place)
             ]
+            if operator.builtinOptions.adjX:
+                rewritten.append(_turned(graph, operator))
         rewritten.append(operator)
     graph.main.operators = rewritten
     graph.add_metadata(METADATA, HALF)
@@ -60,3 +62,14 @@ def _computed(graph: TfliteGraph, product: Any, place: int) -> Any:
     result = graph.add_tensor(f"{name}/computed", values.shape, np.float32)
     product.inputs[place] = result
     return graph.operator("RESHAPE", [row, shape], [result])
+
+
+def _turned(graph: TfliteGraph, product: Any) -> Any:
+    """An operator that transposes the first operand, which the product no longer does."""
+    tensor = int(product.inputs[0])
+    shape, name = graph.shape(tensor), graph.tensors[tensor].name.decode()
+    axes = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+    order = graph.add_constant(f"{name}/axes", np.array(axes, np.int32))
+    result = graph.add_tensor(f"{name}/turned", [shape[axis] for axis in axes], np.float32)
+    product.inputs[0], product.builtinOptions.adjX = result, False
+    return graph.operator("TRANSPOSE", [tensor, order], [result])

@@ -46,10 +46,14 @@ class TfliteQuantizer(Quantizer):
     def modules(self) -> list[str]:
         return [path for path in self.paths.values() if path]
 
+    def in_single_precision(self) -> "TfliteQuantizer":
+        return replace(self, options=replace(self.options, half_precision=False))
+
     def write(self, plan: QuantPlan, folder: Path) -> WrittenModel:
         path = folder / MODEL_FILE
         why: str | None = None
-        for half in (True, False) if self.observed.largest < LARGEST else (False,):
+        fits = self.options.half_precision and self.observed.largest < LARGEST
+        for half in (True, False) if fits else (False,):
             path.write_bytes(self._rewritten(plan, half))
             why = why_it_fails(path)
             if why is None:

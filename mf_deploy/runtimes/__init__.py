@@ -8,11 +8,14 @@ from mf_deploy.runtimes.session import Session
 __all__ = ["Session", "open_reference", "open_session"]
 
 
-def open_session(artifact: Artifact, device: str = "host", threads: int = 1) -> Session:
+def open_session(
+    artifact: Artifact, device: str = "host", threads: int = 1, as_written: bool = False
+) -> Session:
     """The artifact, loaded and ready to run on ``device`` with ``threads`` compute threads.
 
     Args:
         device: ``host``, or ``arm:<cpu>`` for the engine's ARM build in emulation.
+        as_written: for timing: the file itself, also where this machine computes it inexactly.
 
     Raises:
         MfDeployError: an unknown device, a missing runtime, or a file that does not load.
@@ -25,7 +28,7 @@ def open_session(artifact: Artifact, device: str = "host", threads: int = 1) -> 
     if artifact.manifest.target == "onnx":
         from mf_deploy.runtimes.onnx import OnnxSession
 
-        return OnnxSession(artifact, threads)
+        return OnnxSession(artifact, threads, as_written)
     if artifact.manifest.target == "tflite":
         from mf_deploy.runtimes.tflite import TfliteSession
 

@@ -1,35 +1,52 @@
 """ONNX artifacts on onnxruntime's CPU engine."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mf_deploy.artifact import Artifact, TensorInfo
 from mf_deploy.errors import MfDeployError, require
+from mf_deploy.runtimes.onnx_saturation import exact_form
 from mf_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-class OnnxSession(Session):
-    """One onnxruntime session with ``threads`` compute threads."""
+INTEGER_SCHEMES = ("w8a8", "mixed")
+JUDGED_BY_TWIN = (
+    "its int8 weights saturate in this processor's kernels; results are of the same numbers as uint8, "
+    "which are those of ARM bit for bit"
+)
 
-    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+
+class OnnxSession(Session):
+    """One onnxruntime session with ``threads`` compute threads.
+
+    A file whose integer products this machine would saturate is run with the same weights as uint8.
+
+    Args:
+        as_written: run the file itself in any case, which is what a time is taken of.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int = 1, as_written: bool = False) -> None:
         require("onnxruntime", "onnx")
         import onnxruntime
 
         manifest = artifact.manifest
         super().__init__(artifact.name, manifest.input, manifest.preprocessing)
-        self._path = artifact.model_path
+        self._model: bytes | str = str(artifact.model_path)
+        if manifest.scheme in INTEGER_SCHEMES and manifest.weight_type != "uint8" and not as_written:
+            exact = exact_form(artifact.model_path)
+            if exact is not None:
+                self._model, self.remark = exact, JUDGED_BY_TWIN
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                str(artifact.model_path), options, providers=["CPUExecutionProvider"]
+                self._model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises its own types, which derive from Exception alone
             why = str(error).splitlines()[0]
@@ -45,7 +62,7 @@ class OnnxSession(Session):
         }
 
     def intermediates(self, batch: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        session = _open_with_all_outputs(self._path)
+        session = _open_with_all_outputs(self._model)
         names = [output.name for output in session.get_outputs()]
         for chunk in self._chunks(batch):
             values = session.run(names, {self.input.name: chunk})
@@ -63,12 +80,12 @@ def decoded(codes: np.ndarray, described: TensorInfo | None) -> np.ndarray:
     return (codes.astype(np.float32) - (described.zero_point or 0)) * np.float32(described.scale)
 
 
-def _open_with_all_outputs(path: Path) -> "InferenceSession":
+def _open_with_all_outputs(source: bytes | str) -> "InferenceSession":
     """A session that gives every tensor of the model and fuses nothing."""
     import onnx
     import onnxruntime
 
-    model = onnx.load(path)
+    model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
     known = {output.name for output in model.graph.output}
     inner = [name for node in model.graph.node for name in node.output if name and name not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)

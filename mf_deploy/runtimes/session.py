@@ -22,6 +22,8 @@ class Session(ABC):
     input: TensorInfo
     preprocessing: Preprocessing
     device: str = "host"
+    remark: str | None = None
+    """What a reader of its results should know of how they came about."""
 
     def __init__(self, name: str, input: TensorInfo, preprocessing: Preprocessing) -> None:
         self.name, self.input, self.preprocessing = name, input, preprocessing

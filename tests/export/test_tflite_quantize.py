@@ -259,6 +259,35 @@ def test_half_precision_is_allowed_only_where_numbers_fit(
         assert (METADATA in [entry.name for entry in metadata]) == allowed
 
 
+class TurnedProduct(nn.Module):
+    """A matrix product whose first operand is transposed, as in spatial-aware dynamic ReLUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 3, 3, 2, 1), nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = torch.softmax(self.stem(images).flatten(2), 1)
+        slopes = torch.sigmoid(weights[:, :, :CLASSES])
+        return self.head((weights.transpose(1, 2) @ slopes).mean(1))
+
+
+def test_a_product_of_a_transposed_operand_is_spelled_out_for_half_precision(
+    graph: DeployGraph, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    """XNNPACK refuses it in half precision, on processors that this machine is none of."""
+    float_model = TfliteGraph(convert(replace(graph, module=TurnedProduct().eval()), FLOAT))
+    products = [o for o in float_model.operators if float_model.kind(o) == "BATCH_MATMUL"]
+    assert [product.builtinOptions.adjX for product in products] == [True]
+    turned = quantized(TurnedProduct, graph, pictures, tmp_path)
+    written = TfliteGraph((tmp_path / MODEL_FILE).read_bytes())
+    assert METADATA in [entry.name for entry in written.content.metadata]
+    products = [o for o in written.operators if written.kind(o) == "BATCH_MATMUL"]
+    assert [product.builtinOptions.adjX for product in products] == [False]
+    actual = run_file(tmp_path / MODEL_FILE, model_input(pictures, graph, FLOAT))
+    assert relative_error(actual, expected_logits(turned, pictures)) <= 0.05
+
+
 def test_ranges_span_all_images_and_dead_tensors_get_one(float_model: bytes) -> None:
     shape = (1, SIDE, SIDE, 3)
     small, large = np.full(shape, 0.1, np.float32), np.full(shape, -3.0, np.float32)

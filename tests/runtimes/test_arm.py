@@ -1,6 +1,5 @@
 """The ARM lab: real engines on emulated CPUs, against the same engines on this machine."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,19 +24,10 @@ from mf_deploy.runtimes.arm.emulator import Emulator
 from mf_deploy.runtimes.arm.lab import QEMU, Lab, LabRecord, open_lab
 from mf_deploy.runtimes.arm.laps import operator_laps
 from mf_deploy.runtimes.arm.session import ArmSession
-from mf_deploy.runtimes.arm.setup import set_up
 from mf_deploy.runtimes.session import Session
 
 HALF_PRECISION = 5e-3  # of logits around one half, where the CPU computes floats in float16
 ARTIFACTS = ("onnx-fp32", "onnx-w8a8", "tflite-fp32", "tflite-w8a8")
-
-
-@pytest.fixture(scope="session")
-def lab() -> Lab:
-    """The lab in this machine's cache, set up now if it is not there."""
-    if not (shutil.which(QEMU) and shutil.which("gcc") and shutil.which("apt-get")):
-        pytest.skip(f"needs {QEMU} and gcc on Debian or Ubuntu: apt-get install qemu-user gcc")
-    return set_up()
 
 
 @pytest.fixture
