@@ -107,8 +107,16 @@ class QuantPolicy:
     @property
     def needs_ranges(self) -> bool:
         """Whether a module may get integer activations, for which calibration sets the ranges."""
-        precisions = self.plan.modules.values() if self.plan else [UNIFORM.get(self.scheme, "fp32")]
-        return any(precision in ("int8", "w8a16") for precision in precisions)
+        return bool({"int8", "w8a16"} & self._precisions)
+
+    @property
+    def computes_integers(self) -> bool:
+        """Whether a module may get a product of int8 weights with int8 activations."""
+        return "int8" in self._precisions
+
+    @property
+    def _precisions(self) -> set[Precision]:
+        return set(self.plan.modules.values()) if self.plan else {UNIFORM.get(self.scheme, "fp32")}
 
     def plan_for(self, model: str) -> QuantPlan:
         """The plan given, or the uniform one of the scheme."""

@@ -41,7 +41,7 @@ def measure(artifact: Artifact, threads: int, protocol: Protocol, progress: Prog
     importlib.import_module(ENGINES[artifact.manifest.target].module)  # opening a model does not pay for it
     before, rss_before = conditions(), rss_bytes()
     start = time.perf_counter()
-    session = open_session(artifact, threads=threads)
+    session = open_session(artifact, threads=threads, as_written=True)
     load_ms = (time.perf_counter() - start) * 1e3
     prepared = seeded_input(session, protocol.seed)
     first_ms = time_once(session, prepared)
@@ -70,7 +70,10 @@ def compare(
     first: Artifact, second: Artifact, threads: int, protocol: Protocol, progress: Progress
 ) -> LatencyRatio:
     """Time two artifacts in turns in this process."""
-    sessions = (open_session(first, threads=threads), open_session(second, threads=threads))
+    sessions = (
+        open_session(first, threads=threads, as_written=True),
+        open_session(second, threads=threads, as_written=True),
+    )
     inputs = (seeded_input(sessions[0], protocol.seed), seeded_input(sessions[1], protocol.seed))
     for session, prepared in zip(sessions, inputs, strict=True):
         warm_up(session, prepared, protocol)

@@ -289,6 +289,9 @@ def _print_notes(out: "Console", reports: "list[AccuracyReport]", images: "Label
         )
     elif any(report.kind == "emulated" for report in reports):
         _line(out, "Core ML is run by the MIL interpreter: it checks the program, not Apple's kernels.")
+    for report in reports:
+        if report.remark:
+            _line(out, f"{report.artifact}: {report.remark}.")
     skipped = images.skipped
     if skipped:
         _line(out, f"Skipped {len(skipped)} files, the first is {skipped[0]}.")

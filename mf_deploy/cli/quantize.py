@@ -76,6 +76,12 @@ INTERFACES = ("float", "uint8", "int8")
 )
 @click.option("--input", "input_kind", type=Name("input", INTERFACES), help="The input alone. Default: --io.")
 @click.option(
+    "--weight-type",
+    type=Name("weight type", ("uint8", "int8")),
+    help="Of ONNX integer layers. uint8 (the default) is exact everywhere; int8 is cheaper on ARM cores "
+    "without dot products, such as cortex-a72.",
+)
+@click.option(
     "--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Static batch size."
 )
 @click.option("--force", is_flag=True, help="Overwrite artifacts that exist.")
@@ -97,6 +103,7 @@ def command(
     report: bool,
     interface: Any,
     input_kind: Any,
+    weight_type: Any,
     batch: int,
     force: bool,
     as_json: bool,
@@ -131,7 +138,11 @@ def command(
     for_search = {"--max-drop": max_drop, "--min-agreement": min_agreement, "--data": data, "--limit": limit}
     for_search |= {"--objective": objective, "--report": report or None}
     _refuse_options(policy, {} if searching else for_search)
-    options = ExportOptions(input=input_kind or interface, output=interface)
+    if weight_type:
+        _refuse_weight_type(policy, targets)
+    options = ExportOptions(
+        input=input_kind or interface, output=interface, weight_type=weight_type or "uint8"
+    )
     folders = {each: folder / artifact_name(each, policy.scheme) for each in targets}
     for each, out in folders.items():
         get_exporter(each).refuse(policy, options)
@@ -208,6 +219,16 @@ def _refuse_options(policy: "QuantPolicy", for_search: dict[str, Any]) -> None:
     if policy.ranges and not policy.needs_ranges:
         raise MfDeployError(
             "Cannot use --ranges here", "no activation is quantized", "Leave it out, or take --scheme w8a8."
+        )
+
+
+def _refuse_weight_type(policy: "QuantPolicy", targets: "list[Target]") -> None:
+    """Refuse ``--weight-type`` where no ONNX layer computes with integers."""
+    if "onnx" not in targets or not policy.computes_integers:
+        raise MfDeployError(
+            "Cannot use --weight-type here",
+            "it is about the integer layers of ONNX files, and none is asked for",
+            "Leave it out, or take --target onnx with --scheme w8a8 or mixed.",
         )
 
 

@@ -43,6 +43,7 @@ class AccuracyReport(Record):
     kind: Literal["host", "emulated"]
     device: str = Field("host", description="as mf-check addresses it, e.g. arm:cortex-a76")
     runtime: str = Field(description="what ran the artifact")
+    remark: str | None = Field(None, description="what a reader should know of how it was run")
     data: str
     images: int
     skipped: int = Field(description="unreadable images that were left out")
@@ -231,6 +232,7 @@ def _report(
         kind="host" if runtime != MIL_INTERPRETER and device == "host" else "emulated",
         device=device,
         runtime=runtime if device == "host" else f"{runtime} on {device}",
+        remark=subject.session.remark,
         data=str(images.path),
         images=comparison.images,
         skipped=len(images.skipped),

@@ -80,7 +80,9 @@ def weights_by(model: onnx.ModelProto) -> dict[str, set[str]]:
     constants = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in places and node.input[places[node.op_type]] in constants:
-            found[node.op_type].add(node.input[places[node.op_type]].removesuffix("_int8"))
+            found[node.op_type].add(
+                node.input[places[node.op_type]].removesuffix("_int8").removesuffix("_uint8")
+            )
     return found
 
 
