@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,19 @@ def lab() -> "Lab":
     from mf_deploy.runtimes.arm.setup import set_up
 
     return set_up()
+
+
+@pytest.fixture(autouse=True)
+def emulators_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End the emulated processes that a test leaves behind, as a failed one does."""
+    yield
+    if {"lab", "x86"} & set(request.fixturenames):
+        import psutil
+
+        for process in psutil.Process().children(recursive=True):
+            if process.name().startswith("qemu-"):
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="session")

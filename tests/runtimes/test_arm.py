@@ -118,10 +118,11 @@ def test_the_command_prints_counts_and_never_a_time(run: Path, tmp_path: Path) -
 
 def test_a_model_that_the_engine_refuses_is_one_line(run: Path, tmp_path: Path) -> None:
     artifact = write_tiny_artifact(tmp_path / "run" / "tflite-fp32", target="tflite")
+    before = emulated_processes()
     with pytest.raises(MfDeployError, match=r"tflite-fp32/model.tflite fails on an emulated max") as error:
         open_session(artifact, "arm:max")
     assert "\n" not in str(error.value)
-    assert not emulated_processes()
+    assert emulated_processes() == before
 
 
 def test_core_ml_is_refused(tmp_path: Path, lab: Lab) -> None:
@@ -157,8 +158,9 @@ def test_an_interrupted_command_leaves_no_process(run: Path) -> None:
 
 
 def emulated_processes(parent: int | None = None) -> list[psutil.Process]:
-    children = psutil.Process(parent).children()
-    return [child for child in children if child.name().startswith(QEMU[:15])]
+    """Below ``parent``, or below this process: other workers of a test run have emulators of their own."""
+    descendants = psutil.Process(parent).children(recursive=True)
+    return [process for process in descendants if process.name().startswith(QEMU[:15])]
 
 
 def test_without_a_lab_the_error_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
