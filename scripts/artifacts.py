@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import nn
 
 from mf_deploy.artifact import Artifact, ModelSource, Target
 from mf_deploy.export import Probe, export
 from mf_deploy.export.lower import lower, reference_graph
+from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.models.registry import get_spec
 from mf_deploy.models.stored import ModelRecord
 
@@ -69,3 +71,10 @@ def exported(name: str, model: nn.Module, target: Target, graph: Graph) -> Artif
     built = lower(model, record, target) if graph == "deploy" else reference_graph(model, record)
     probe = Probe.seeded(model, record.preprocessing.input_size)
     return export(built, target, "fp32", place, probe)
+
+
+def save_pictures(folder: Path, count: int, side: int) -> None:
+    """Seeded pictures as files to calibrate on."""
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(seeded_pictures(count, side)):
+        Image.fromarray(picture).save(folder / f"{number}.png")

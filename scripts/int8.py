@@ -32,13 +32,12 @@ from mf_deploy.evaluation.comparison import Subject
 from mf_deploy.export import Probe, calibrate, describe, export, get_exporter, write_quantized
 from mf_deploy.export.lower import lower, reference_graph
 from mf_deploy.export.onnx import INPUT_NAME
-from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.export.target import WrittenModel
 from mf_deploy.export.tflite_quantizer import why_it_fails
 from mf_deploy.quantization import QuantPlan, QuantPolicy
 from mf_deploy.runtimes import open_reference, open_session
 from mf_deploy.runtimes.remembered import RememberedSession
-from scripts.artifacts import RESULTS, ROOT, SHARED, random_model, record_of
+from scripts.artifacts import RESULTS, ROOT, SHARED, random_model, record_of, save_pictures
 from scripts.latency import host_speedup
 
 CPU = "arm:cortex-a76"
@@ -271,11 +270,7 @@ def total_of(device: Arm, artifact: Artifact) -> int:
 
 def seeded_images(folder: Path, side: int) -> LabelledImages:
     """Eight pictures on disk: enough for ranges, which instruction counts do not depend on."""
-    from PIL import Image
-
-    folder.mkdir()
-    for number, picture in enumerate(seeded_pictures(8, side)):
-        Image.fromarray(picture).save(folder / f"{number}.png")
+    save_pictures(folder, 8, side)
     return open_images(folder)
 
 

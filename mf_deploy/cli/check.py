@@ -47,7 +47,7 @@ Examples:
     "--device",
     default="host",
     show_default=True,
-    help="host, or an emulated ARM CPU: arm:cortex-a72, arm:cortex-a76, arm:max.",
+    help="host, or an emulated CPU: arm:cortex-a72, arm:cortex-a76, arm:max, x86:haswell, x86:nehalem.",
 )
 def command(
     runs: tuple[Path, ...],
@@ -70,7 +70,8 @@ def command(
     results/, where mf-report finds them.
 
     With --device arm:..., the engine's own ARM kernels run the artifacts in emulation, some pictures a
-    second: take a --limit of 20 or so. mf-deploy setup arm prepares that.
+    second: take a --limit of 20 or so. mf-deploy setup arm prepares that. With --device x86:..., the kernels
+    of an older x86 processor do.
     """
     from mf_deploy.artifact import find_artifacts
     from mf_deploy.data.images import open_images
@@ -135,18 +136,22 @@ def _check(
 
 
 def _emulated(artifacts: "list[Artifact]", device: str, layers: bool) -> "list[Artifact]":
-    """The artifacts that have an engine on the emulated ``device``, once the lab is known to be there."""
-    from mf_deploy.runtimes.arm import cpu_of
+    """The artifacts that have an engine on the emulated ``device``, once that is known to be there."""
+    from mf_deploy.runtimes import arm, x86
     from mf_deploy.runtimes.arm.lab import open_lab
-    from mf_deploy.runtimes.arm.session import require_arm_engine
+    from mf_deploy.runtimes.arm.session import require_engine
 
-    cpu_of(device)
+    older_x86 = device.startswith(x86.DEVICE_PREFIX)
+    (x86 if older_x86 else arm).cpu_of(device)
     if layers:
         raise MfDeployError(f"Cannot use --layers on {device}", "it runs on the host", "Leave out --device.")
-    open_lab()
+    if older_x86:
+        x86.X86()
+    else:
+        open_lab()
     fit = [artifact for artifact in artifacts if artifact.manifest.target != "coreml"]
     if not fit:
-        require_arm_engine(artifacts[0])
+        require_engine(artifacts[0])
     return fit
 
 
@@ -285,7 +290,7 @@ def _print_notes(out: "Console", reports: "list[AccuracyReport]", images: "Label
     if device != "host":
         _line(
             out,
-            f"On {device}, emulated: the results are those of the engines' ARM kernels, the speed is not.",
+            f"On {device}, emulated: the results are those of the engines' kernels for it, the speed is not.",
         )
     elif any(report.kind == "emulated" for report in reports):
         _line(out, "Core ML is run by the MIL interpreter: it checks the program, not Apple's kernels.")

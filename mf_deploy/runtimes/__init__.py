@@ -14,12 +14,17 @@ def open_session(
     """The artifact, loaded and ready to run on ``device`` with ``threads`` compute threads.
 
     Args:
-        device: ``host``, or ``arm:<cpu>`` for the engine's ARM build in emulation.
+        device: ``host``, or in emulation ``arm:<cpu>`` for the engine's ARM build, ``x86:<cpu>`` for older
+            x86 processors.
         as_written: for timing: the file itself, also where this machine computes it inexactly.
 
     Raises:
         MfDeployError: an unknown device, a missing runtime, or a file that does not load.
     """
+    if device.startswith("x86:"):
+        from mf_deploy.runtimes import x86
+
+        return x86.X86Session(artifact, x86.cpu_of(device), threads)
     if device != "host":
         from mf_deploy.runtimes.arm import cpu_of
         from mf_deploy.runtimes.arm.session import ArmSession

@@ -15,15 +15,32 @@ from mf_deploy.artifact import Artifact
 SIDE = 32
 
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHECKPOINT = ROOT / "examples/checkpoints/mobile_former_26m_digits.safetensors"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the images and the model of the demo, as its first commands make them."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = ("mobile_former_26m", "--target", "onnx", "--input-size", str(SIDE), "--crop-fraction", "1")
+    export = "from mf_deploy.cli.export import main; main()"
+    for command in (
+        [str(ROOT / "examples/digits.py"), str(folder / "digits")],
+        ["-c", export, *model, "--checkpoint", str(CHECKPOINT), "--out", str(folder)],
+    ):
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture
-def digits(demo: tuple[Path, str], tmp_path: Path) -> Path:
+def digits(exported: Path, tmp_path: Path) -> Path:
     """A folder with the demo's images, and its model without artifacts in ``run/``."""
-    out, _ = demo
     run = tmp_path / "run"
     run.mkdir()
     for name in ("model.json", "model.safetensors"):
-        shutil.copy(out / "mobile_former_26m" / name, run / name)
-    (tmp_path / "digits").symlink_to(out / "digits")
+        shutil.copy(exported / "mobile_former_26m" / name, run / name)
+    (tmp_path / "digits").symlink_to(exported / "digits")
     return tmp_path
 
 
@@ -111,6 +128,8 @@ def test_a_drop_on_images_without_labels_is_refused_first(digits: Path) -> None:
         (("--target", "onnx", "--scheme", "w8a8", "--limit", "3"), "belong to a search"),
         (("--target", "onnx", "--scheme", "w8", "--ranges", "mse"), "no activation is quantized"),
         (("--target", "all", "--io", "uint8"), "integer interface"),
+        (("--target", "tflite", "--weight-type", "int8"), "integer layers of ONNX"),
+        (("--target", "onnx", "--scheme", "w8", "--weight-type", "int8"), "integer layers of ONNX"),
     ],
 )
 def test_options_that_would_do_nothing_or_fail_later_are_refused(

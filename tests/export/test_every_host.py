@@ -14,8 +14,6 @@ import torch
 from tiny_tflite import CLASSES, LABELS, SIDE
 from torch import Tensor, nn
 from torch.nn import functional as F
-from x86_emulation import CPUS as X86_CPUS
-from x86_emulation import X86, require_x86_emulation
 
 from mf_deploy.artifact import Artifact, ModelSource, Scheme, Target
 from mf_deploy.data import open_images
@@ -28,15 +26,16 @@ from mf_deploy.preprocessing import Preprocessing
 from mf_deploy.quantization import QuantPolicy
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.arm import CPUS as ARM_CPUS
-from mf_deploy.runtimes.arm.emulator import Emulator
 from mf_deploy.runtimes.arm.lab import Lab
 from mf_deploy.runtimes.onnx_saturation import WeightType
+from mf_deploy.runtimes.x86 import CPUS as X86_CPUS
+from mf_deploy.runtimes.x86 import QEMU, X86
 
 SAME = 1e-5  # of the logits' range: float32 sums in another order
 ONE_STEP = 0.02  # of the same, where a value is quantized to the other of two steps; 0.0093 was seen
 HIT = 0.15  # of the pictures, that this may happen to; 5 of 100 were seen
 PICTURES = 24
-IN_HALF_PRECISION = ("cortex-a76", "max")  # where LiteRT computes what a quantized file has in float
+IN_HALF_PRECISION = ("arm:cortex-a76", "arm:max")  # where LiteRT computes what a quantized file has in float
 
 
 class Grouped(nn.Module):
@@ -73,7 +72,9 @@ def grouped_graph() -> DeployGraph:
 
 @pytest.fixture(scope="module")
 def x86() -> X86:
-    return require_x86_emulation()
+    if shutil.which(QEMU) is None:
+        pytest.skip(f"needs {QEMU}: make system-packages")
+    return X86()
 
 
 @pytest.fixture(scope="module")
@@ -108,21 +109,18 @@ def digits(request: pytest.FixtureRequest, demo: tuple[Path, str]) -> tuple[Arti
     return Artifact.open(out / "mobile_former_26m" / request.param), out / "digits/held-out"
 
 
-def differences(artifact: Artifact, images: Path, lab: Lab | X86, cpu: str) -> tuple[np.ndarray, str | None]:
+def differences(artifact: Artifact, images: Path, device: str) -> tuple[np.ndarray, str | None]:
     """Of the range of the logits, by picture, from this machine's; and whether rounding explains them."""
     loaded = open_images(images, PICTURES).batches(artifact.manifest.preprocessing, PICTURES)
-    session, shown = open_session(artifact), next(iter(loaded)).pictures
-    expected = session.run(shown)["logits"]
-    with Emulator(lab, cpu, artifact.model_path) as emulator:  # type: ignore[arg-type]
-        given = [emulator.run([session.prepare(picture[None])])[0] for picture in shown]
-    actual = np.concatenate(given)
+    shown = next(iter(loaded)).pictures
+    expected, actual = (open_session(artifact, each).run(shown)["logits"] for each in ("host", device))
     apart = np.abs(actual - expected).max(1) / np.ptp(expected)
     return apart, difference(expected, actual, artifact.manifest.parity)
 
 
-def check(artifact: Artifact, images: Path, lab: Lab | X86, cpu: str) -> None:
-    apart, why = differences(artifact, images, lab, cpu)
-    if artifact.manifest.half_precision and cpu in IN_HALF_PRECISION:
+def check(artifact: Artifact, images: Path, device: str) -> None:
+    apart, why = differences(artifact, images, device)
+    if artifact.manifest.half_precision and device in IN_HALF_PRECISION:
         assert why is None
     elif artifact.manifest.scheme == "w8":
         assert apart.max() <= SAME
@@ -133,24 +131,24 @@ def check(artifact: Artifact, images: Path, lab: Lab | X86, cpu: str) -> None:
 
 @pytest.mark.parametrize("cpu", list(X86_CPUS))
 def test_a_small_network_on_x86_without_vnni(small: Artifact, pictures: Path, x86: X86, cpu: str) -> None:
-    check(small, pictures, x86, cpu)
+    check(small, pictures, f"x86:{cpu}")
 
 
 @pytest.mark.parametrize("cpu", list(ARM_CPUS))
 def test_a_small_network_on_arm(small: Artifact, pictures: Path, lab: Lab, cpu: str) -> None:
-    check(small, pictures, lab, cpu)
+    check(small, pictures, f"arm:{cpu}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu", list(X86_CPUS))
 def test_the_digits_on_x86_without_vnni(digits: tuple[Artifact, Path], x86: X86, cpu: str) -> None:
-    check(*digits, x86, cpu)
+    check(*digits, f"x86:{cpu}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu", list(ARM_CPUS))
 def test_the_digits_on_arm(digits: tuple[Artifact, Path], lab: Lab, cpu: str) -> None:
-    check(*digits, lab, cpu)
+    check(*digits, f"arm:{cpu}")
 
 
 @pytest.fixture(scope="module")
@@ -160,10 +158,10 @@ def signed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact
 
 def test_signed_weights_saturate_without_vnni(signed: Artifact, pictures: Path, x86: X86) -> None:
     """What the default form is for; and that the emulated processor takes the kernels in question."""
-    apart, why = differences(signed, pictures, x86, "Haswell")
+    apart, why = differences(signed, pictures, "x86:haswell")
     assert apart.max() > 0.1
     assert why is not None
-    apart, _ = differences(signed, pictures, x86, "Nehalem")
+    apart, _ = differences(signed, pictures, "x86:nehalem")
     assert apart.max() <= ONE_STEP
 
 

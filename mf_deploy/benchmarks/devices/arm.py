@@ -10,7 +10,7 @@ from mf_deploy.errors import MfDeployError
 from mf_deploy.runtimes.arm import cpu_of
 from mf_deploy.runtimes.arm.counting import Operator, count_inference, count_operators, median
 from mf_deploy.runtimes.arm.lab import LabRecord, open_lab
-from mf_deploy.runtimes.arm.session import require_arm_engine
+from mf_deploy.runtimes.arm.session import require_engine
 
 ENGINES = {"onnx": ("ONNX Runtime", "onnxruntime"), "tflite": ("LiteRT", "ai-edge-litert")}
 
@@ -34,7 +34,7 @@ class Arm:
     def reason_not_to_run(self, artifact: Artifact) -> str | None:
         """Why ``artifact`` cannot run here; None where it can."""
         try:
-            require_arm_engine(artifact)
+            require_engine(artifact)
         except MfDeployError as error:
             return error.why
         return None

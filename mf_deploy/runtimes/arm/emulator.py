@@ -8,19 +8,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 
 from mf_deploy.errors import GATE_FAILED, MfDeployError
 from mf_deploy.runtimes.arm.guest.messages import receive, send
-from mf_deploy.runtimes.arm.lab import RUNNER, Lab
+from mf_deploy.runtimes.arm.lab import RUNNER
 
 CLASSES = ("fmla", "dot", "mmla", "simd", "memory", "branch", "other")  # as in count.c
 NO_CALLS, SURVEY = 0, 1  # as in count.c
 SUFFIXES = {".onnx": "onnx", ".tflite": "tflite"}
 
 Counts = dict[str, int]
+
+
+class Machine(Protocol):
+    """What an emulated process runs on: an ARM system of its own, or this machine as another processor."""
+
+    def command(self, cpu: str, arguments: Sequence[str | Path], counts: Path | None = None) -> list[str]:
+        """The command that runs Python with ``arguments`` as ``cpu``, and counts into a file if asked to."""
+
+    def environment(self) -> dict[str, str]:
+        """The variables of the process."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Region:
 
 
 class Emulator:
-    """A model file, open in its engine's ARM build on an emulated ``cpu``.
+    """A model file, open in its engine on an emulated ``cpu`` of ``machine``.
 
     Args:
         model: a .onnx or .tflite file.
@@ -82,7 +92,7 @@ class Emulator:
 
     def __init__(
         self,
-        lab: Lab,
+        machine: Machine,
         cpu: str,
         model: Path,
         threads: int = 1,
@@ -98,8 +108,8 @@ class Emulator:
         self._counts = Path(self._scratch.name, "counts") if counting else None
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                lab.command(cpu, [RUNNER], self._counts),
-                env=lab.environment(),
+                machine.command(cpu, [RUNNER], self._counts),
+                env=machine.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
@@ -197,7 +207,7 @@ class Emulator:
         return MfDeployError(
             f"{self.model.parent.name}/{self.model.name} fails on an emulated {self.cpu}",
             why,
-            "The engine's ARM kernels cannot run this model.",
+            "The engine's kernels for it cannot run this model.",
             GATE_FAILED,
         )
 

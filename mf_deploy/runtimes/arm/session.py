@@ -1,4 +1,4 @@
-"""Artifacts on an emulated ARM CPU."""
+"""Artifacts on an emulated CPU."""
 
 import numpy as np
 
@@ -12,21 +12,13 @@ from mf_deploy.runtimes.session import Session
 from mf_deploy.runtimes.tflite import dequantized, quantized
 
 
-class ArmSession(Session):
-    """An artifact in the ARM build of its engine, in one emulated process that lives as long as this does.
+class EmulatedSession(Session):
+    """An artifact in an emulated process: its outputs are those of the kernels, its times mean nothing."""
 
-    Its outputs are those of the engine's ARM kernels; its times mean nothing.
-
-    Raises:
-        MfDeployError: no ARM lab, no ARM engine for the target, or the engine refuses the model.
-    """
-
-    def __init__(self, artifact: Artifact, cpu: str, threads: int = 1) -> None:
+    def __init__(self, artifact: Artifact, device: str, emulator: Emulator) -> None:
         manifest = artifact.manifest
         super().__init__(artifact.name, manifest.input, manifest.preprocessing)
-        self.device = DEVICE_PREFIX + cpu
-        require_arm_engine(artifact)
-        self._emulator = Emulator(open_lab(), cpu, artifact.model_path, threads)
+        self.device, self._emulator = device, emulator
         self._outputs = {output.name: output for output in manifest.outputs}
 
     def _infer(self, prepared: np.ndarray) -> dict[str, np.ndarray]:
@@ -45,8 +37,21 @@ class ArmSession(Session):
         self._emulator.close()
 
 
-def require_arm_engine(artifact: Artifact) -> None:
-    """Raise an error for targets that have no engine on ARM Linux."""
+class ArmSession(EmulatedSession):
+    """An artifact in the ARM build of its engine, in one process that lives as long as this does.
+
+    Raises:
+        MfDeployError: no ARM lab, no ARM engine for the target, or the engine refuses the model.
+    """
+
+    def __init__(self, artifact: Artifact, cpu: str, threads: int = 1) -> None:
+        require_engine(artifact)
+        emulator = Emulator(open_lab(), cpu, artifact.model_path, threads)
+        super().__init__(artifact, DEVICE_PREFIX + cpu, emulator)
+
+
+def require_engine(artifact: Artifact) -> None:
+    """Raise an error for targets that have no engine on Linux."""
     if artifact.manifest.target == "coreml":
         raise MfDeployError(
             f"Cannot emulate {artifact.name}", "Core ML needs macOS", "Emulate onnx and tflite artifacts."
