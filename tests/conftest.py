@@ -18,6 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share what they make, so one worker runs them; those marked ``apart`` share nothing."""
+    for item in items:
+        if item.get_closest_marker("apart") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real images and checkpoints beside the checkout; skips where there is none."""
@@ -80,7 +87,7 @@ def lab_or_none() -> "Lab | None":
 def emulators_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
     """End the emulated processes that a test leaves behind, as a failed one does."""
     yield
-    if {"lab", "x86"} & set(request.fixturenames):
+    if {"lab_or_none", "x86"} & set(request.fixturenames):
         import psutil
 
         for process in psutil.Process().children(recursive=True):

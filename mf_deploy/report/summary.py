@@ -160,7 +160,8 @@ def _provenance(entry: Entry, setting: Setting | None) -> list[Source]:
     """What ran the artifact for its accuracy, and for its latency."""
     sources = []
     if entry.accuracy:
-        sources.append(Source("accuracy", entry.accuracy.kind, entry.accuracy.runtime))
+        ran_by = "; ".join(filter(None, (entry.accuracy.runtime, entry.accuracy.remark)))
+        sources.append(Source("accuracy", entry.accuracy.kind, ran_by))
     report = entry.latency.get(setting) if setting else None
     if report and report.measurement:
         engine = report.measurement.engine
