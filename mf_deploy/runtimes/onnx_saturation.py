@@ -51,6 +51,12 @@ def kernel_order(weight: np.ndarray, groups: int | None) -> np.ndarray | None:
     return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
 
 
+def needs_unsigned(weight: np.ndarray, groups: int | None) -> bool:
+    """Whether int8 products of a weight, as for ``kernel_order``, saturate on some processor."""
+    rows = kernel_order(weight, groups)
+    return rows is not None and can_saturate(rows)
+
+
 def as_unsigned(weight: np.ndarray) -> np.ndarray:
     """int8 weights as uint8 with zero point 128."""
     return (weight.astype(np.int16) + UNSIGNED_ZERO).astype(np.uint8)
@@ -72,8 +78,7 @@ def unsigned_twin(model: "ModelProto") -> tuple["ModelProto", int]:
         weight = None if tensor is None else numpy_helper.to_array(tensor)
         if weight is None or weight.dtype != np.int8:
             continue
-        rows = kernel_order(weight, _groups(node) if node.op_type == "QLinearConv" else None)
-        if rows is None or not can_saturate(rows):
+        if not needs_unsigned(weight, _groups(node) if node.op_type == "QLinearConv" else None):
             continue
         changed += 1
         name, zero = f"{node.input[place]}_unsigned", f"{node.input[place]}_unsigned_zero"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from mf_deploy.artifact import Artifact
-from mf_deploy.errors import MISSING_TOOL, MfDeployError, nearest
+from mf_deploy.errors import MISSING_TOOL, MfDeployError
+from mf_deploy.runtimes.arm import named_cpu
 from mf_deploy.runtimes.arm.emulator import Emulator
 from mf_deploy.runtimes.arm.lab import require_program
 from mf_deploy.runtimes.arm.session import EmulatedSession, require_engine
@@ -61,11 +62,7 @@ def cpu_of(device: str) -> str:
     Raises:
         MfDeployError: there is no such device.
     """
-    devices = {DEVICE_PREFIX + cpu: cpu for cpu in CPUS}
-    if device not in devices:
-        what = f"Unknown device {device!r}"
-        raise MfDeployError(what, "it is not supported", nearest(device, ["host", *devices]))
-    return devices[device]
+    return named_cpu(device, DEVICE_PREFIX, CPUS)
 
 
 class X86Session(EmulatedSession):

@@ -4,6 +4,7 @@ QEMU runs one process of the target's Python with the published ARM wheels of th
 means nothing and is never shown.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mf_deploy.errors import MfDeployError, nearest
@@ -42,7 +43,16 @@ def cpu_of(device: str) -> str:
     Raises:
         MfDeployError: there is no such device.
     """
-    devices = {DEVICE_PREFIX + cpu: cpu for cpu in CPUS}
+    return named_cpu(device, DEVICE_PREFIX, CPUS)
+
+
+def named_cpu(device: str, prefix: str, cpus: Iterable[str]) -> str:
+    """The one of ``cpus`` that ``device`` names behind ``prefix``.
+
+    Raises:
+        MfDeployError: there is no such device.
+    """
+    devices = {prefix + cpu: cpu for cpu in cpus}
     if device not in devices:
         what = f"Unknown device {device!r}"
         raise MfDeployError(what, "it is not supported", nearest(device, ["host", *devices]))
