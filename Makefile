@@ -22,7 +22,7 @@ test: $(INSTALLED)  ## Lint, type check and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 apk:  ## Build the Android app, build/mf-bench.apk; needs make system-packages
 	@PYTHON="$(or $(wildcard $(CURDIR)/$(BIN)/python),$(PYTHON))" bash apps/android/build.sh

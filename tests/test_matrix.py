@@ -20,7 +20,7 @@ from mf_deploy.runtimes.arm.lab import Lab
 from scripts.artifacts import save_pictures
 from scripts.matrix import SCHEMES, Subject, make_cells
 
-pytestmark = [pytest.mark.slow, pytest.mark.apart]
+pytestmark = pytest.mark.slow
 
 SIDE, PICTURES = 32, 4
 FAMILIES = ("mobile_former_26m_spatial", "mobilenet_v3_small")
