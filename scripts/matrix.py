@@ -195,7 +195,8 @@ def run_on_arm(artifact: Artifact) -> dict[str, str]:
         try:
             with closing(ArmSession(artifact, cpu)) as session:
                 actual = session.run(pictures)[output]
-            answers[cpu] = difference(expected, actual, artifact.manifest.parity) or "yes"
+            manifest = artifact.manifest
+            answers[cpu] = difference(expected, actual, manifest.parity, manifest.half_precision) or "yes"
         except MfDeployError as error:
             answers[cpu] = error.why
     return answers

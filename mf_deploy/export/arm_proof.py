@@ -7,6 +7,7 @@ import numpy as np
 
 from mf_deploy.artifact import Artifact, Parity
 from mf_deploy.errors import GATE_FAILED, MfDeployError
+from mf_deploy.export.parity import TOLERANCE
 from mf_deploy.runtimes import open_session
 from mf_deploy.runtimes.arm import CPUS, DEVICE_PREFIX
 from mf_deploy.runtimes.arm.lab import find_lab
@@ -31,7 +32,8 @@ def prove_on_arm(artifact: Artifact, name: str, pictures: np.ndarray) -> list[st
     Kernels round differently, so a quantized value beside a boundary may fall to its other side, and half
     precision rounds what is float. That may cost as much as quantization itself, and no more: where this
     machine's logits have noise N against PyTorch's, ARM's may have another N, and so 2 N against this
-    machine's. Where the artifact has a tolerance (fp16), that holds instead.
+    machine's. Where the artifact has a tolerance (fp16), that holds instead, and what is left to half
+    precision may use it as well.
 
     Args:
         artifact: with its parity on the same pictures.
@@ -54,7 +56,7 @@ def prove_on_arm(artifact: Artifact, name: str, pictures: np.ndarray) -> list[st
                 actual = session.run(pictures)[output].astype(np.float64)
         except MfDeployError as error:
             raise RefusedOnArm(error.what, error.why, error.fix, error.exit_code) from None
-        why = difference(expected, actual, artifact.manifest.parity)
+        why = difference(expected, actual, artifact.manifest.parity, artifact.manifest.half_precision)
         if why:
             fix = "Choose another --scheme, or report this model."
             raise RefusedOnArm(f"{name} is wrong on {device}", why, fix, GATE_FAILED)
@@ -62,10 +64,14 @@ def prove_on_arm(artifact: Artifact, name: str, pictures: np.ndarray) -> list[st
     return ran_on
 
 
-def difference(expected: np.ndarray, actual: np.ndarray, parity: Parity) -> str | None:
-    """Why the logits (N, classes) of an ARM CPU are not those of this machine; None where they are."""
+def difference(expected: np.ndarray, actual: np.ndarray, parity: Parity, half: bool = False) -> str | None:
+    """Why the logits (N, classes) of an ARM CPU are not those of this machine; None where they are.
+
+    Args:
+        half: whether the CPU may compute in half precision what is float.
+    """
     error = float(np.abs(expected - actual).max()) / max(float(np.ptp(expected)), 1e-12)
-    if error <= SAME:
+    if error <= (TOLERANCE["tflite", "fp16"] if half else SAME):
         return None
     if parity.tolerance is not None:
         why = f"its logits are {error:.1e} of their range from this machine's, allowed {parity.tolerance:.1e}"

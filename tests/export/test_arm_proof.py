@@ -53,6 +53,14 @@ def test_a_tolerance_goes_before_noise() -> None:
     assert difference(LOGITS, LOGITS + 0.02 * np.ptp(LOGITS), parity(10, tolerance=1e-3)) is not None
 
 
+def test_half_precision_may_round_as_much_as_fp16() -> None:
+    """Also where int8 weights cost next to nothing, as in a MobileNetV3."""
+    halved = LOGITS + 0.03 * np.ptp(LOGITS)
+    assert difference(LOGITS, halved, parity(60), half=True) is None
+    assert difference(LOGITS, halved, parity(60)) is not None
+    assert difference(LOGITS, LOGITS + 0.3 * np.ptp(LOGITS), parity(60), half=True) is not None
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_one_logit_that_is_no_number_is_a_difference(wrong: float) -> None:
     actual = LOGITS.copy()

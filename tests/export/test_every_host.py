@@ -115,7 +115,8 @@ def differences(artifact: Artifact, images: Path, device: str) -> tuple[np.ndarr
     shown = next(iter(loaded)).pictures
     expected, actual = (open_session(artifact, each).run(shown)["logits"] for each in ("host", device))
     apart = np.abs(actual - expected).max(1) / np.ptp(expected)
-    return apart, difference(expected, actual, artifact.manifest.parity)
+    manifest = artifact.manifest
+    return apart, difference(expected, actual, manifest.parity, manifest.half_precision)
 
 
 def check(artifact: Artifact, images: Path, device: str) -> None:
