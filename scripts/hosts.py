@@ -80,17 +80,8 @@ class Tables(Record):
 
 def export(name: str, side: int, target: Target, out: Path, trained: bool) -> Path:
     """The fp32 artifact's model folder, as ``mf-export`` makes it."""
-    arguments = [
-        name,
-        "--target",
-        target,
-        "--input-size",
-        str(side),
-        "--crop-fraction",
-        "1",
-        "--out",
-        str(out),
-    ]
+    arguments = [name, "--target", target, "--out", str(out)]
+    arguments += ["--input-size", str(side), "--crop-fraction", "1"]
     if trained:
         checkpoint = SHARED / "reference" / f"{name}_tiny_imagenet.pth"
         arguments += ["--checkpoint", str(checkpoint), "--labels", "tiny-imagenet-200"]

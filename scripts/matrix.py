@@ -122,8 +122,9 @@ def make_cells(subject: Subject, target: Target, schemes: list[Scheme]) -> Itera
             folder = out / "runs" / subject.name / artifact_name(target, scheme)
             try:
                 command(subject, target, scheme, pictures, out / "runs")
-                describe(cell, Artifact.open(folder))
-                cell.arm = run_on_arm(Artifact.open(folder))
+                artifact = Artifact.open(folder)
+                describe(cell, artifact)
+                cell.arm = run_on_arm(artifact)
             except MfDeployError as error:
                 cell.status, cell.why = "refused", str(error)
             except Exception:  # any other is what this script looks for

@@ -25,7 +25,7 @@ def fallback(target: Target, objective: Objective) -> Precision:
 
 
 NOTICEABLE = 0.01
-"""Of all instructions: what a part must save in float to leave int8 whatever the budget."""
+"""Of all instructions: what a part must save in float to leave int8 wherever parts must."""
 
 
 class Verdict(Protocol):

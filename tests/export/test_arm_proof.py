@@ -5,15 +5,14 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from PIL import Image
 from tiny_tflite import SIDE, tiny_graph
 
 from mf_deploy.artifact import Artifact, Parity
 from mf_deploy.data import open_images
 from mf_deploy.export import Probe, quantize
 from mf_deploy.export.arm_proof import RefusedOnArm, difference
-from mf_deploy.export.parity import seeded_pictures
 from mf_deploy.quantization import QuantPolicy
+from scripts.artifacts import save_pictures
 
 LOGITS = np.random.default_rng(0).normal(0, 1, (4, 100))
 
@@ -80,9 +79,7 @@ def refuse_halves(artifact: Artifact, name: str, pictures: np.ndarray) -> list[s
 def make(scheme: Literal["fp16", "w8a8"], folder: Path) -> Artifact:
     """The small network for TFLite, as ``folder``/tflite."""
     graph, pictures = tiny_graph(), folder / "pictures"
-    pictures.mkdir()
-    for index, picture in enumerate(seeded_pictures(4, SIDE)):
-        Image.fromarray(picture).save(pictures / f"{index}.png")
+    save_pictures(pictures, 4, SIDE)
     probe, out = Probe.seeded(graph.module, SIDE), folder / "tflite"
     return quantize(graph, "tflite", open_images(pictures), QuantPolicy(scheme), out, probe)
 

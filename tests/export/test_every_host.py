@@ -30,6 +30,7 @@ from mf_deploy.runtimes.arm.lab import Lab
 from mf_deploy.runtimes.onnx_saturation import WeightType
 from mf_deploy.runtimes.x86 import CPUS as X86_CPUS
 from mf_deploy.runtimes.x86 import QEMU, X86
+from scripts.artifacts import save_pictures
 
 SAME = 1e-5  # of the logits' range: float32 sums in another order
 ONE_STEP = 0.02  # of the same, where a value is quantized to the other of two steps; 0.0093 was seen
@@ -79,11 +80,8 @@ def x86() -> X86:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("pictures")
-    for index, picture in enumerate(seeded_pictures(PICTURES, SIDE)):
-        Image.fromarray(picture).save(folder / f"{index:02}.png")
+    folder = tmp_path_factory.mktemp("calibration") / "pictures"
+    save_pictures(folder, PICTURES, SIDE)
     return folder
 
 
@@ -157,6 +155,11 @@ def signed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact
     return grouped("onnx", "w8a8", pictures, tmp_path_factory.mktemp("signed") / "onnx-w8a8", "int8")
 
 
+@pytest.fixture(scope="module")
+def unsigned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return grouped("onnx", "w8a8", pictures, tmp_path_factory.mktemp("unsigned") / "onnx-w8a8")
+
+
 def test_signed_weights_saturate_without_vnni(signed: Artifact, pictures: Path, x86: X86) -> None:
     """What the default form is for; and that the emulated processor takes the kernels in question."""
     apart, why = differences(signed, pictures, "x86:haswell")
@@ -168,9 +171,8 @@ def test_signed_weights_saturate_without_vnni(signed: Artifact, pictures: Path, 
 
 @pytest.mark.parametrize("cpu", list(ARM_CPUS))
 def test_on_arm_both_forms_of_the_weights_give_equal_bits(
-    signed: Artifact, pictures: Path, tmp_path: Path, lab: Lab, cpu: str
+    signed: Artifact, unsigned: Artifact, lab: Lab, cpu: str
 ) -> None:
-    unsigned = grouped("onnx", "w8a8", pictures, tmp_path / "onnx-w8a8")
     assert (signed.manifest.weight_type, unsigned.manifest.weight_type) == ("int8", "uint8")
     shown = seeded_pictures(4, SIDE)
     answers = [open_session(artifact, f"arm:{cpu}").run(shown)["logits"] for artifact in (signed, unsigned)]
